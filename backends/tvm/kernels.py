@@ -1,0 +1,82 @@
+"""What a kernel must compute, as data: the contract between the planner and the templates of each instruction set.
+
+A kernel is specialized to one sample (batch 1). Activations lie in one arena as NHWC with an optional halo whose bytes already
+hold the zero point, so that no convolution template has to know about borders. Kernels take raw pointers, in this order:
+input, [residual], parameters as ``templates.pack`` gives them, output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Form = Literal["high", "narrow", "exact64"]
+Dtype = Literal["int8", "uint8", "int16", "int32"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A feature map in the arena: rows of ``(left + width + right) * channels`` elements, ``top + height + bottom`` of them."""
+
+    height: int
+    width: int
+    channels: int
+    dtype: Dtype
+    halo: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, bottom, left, right
+
+    @property
+    def row_stride(self) -> int:
+        return (self.halo[2] + self.width + self.halo[3]) * self.channels
+
+    @property
+    def elements(self) -> int:
+        return (self.halo[0] + self.height + self.halo[1]) * self.row_stride
+
+    @property
+    def origin(self) -> int:
+        """Offset of the first element inside the halo."""
+        return self.halo[0] * self.row_stride + self.halo[2] * self.channels
+
+
+@dataclass(frozen=True)
+class Requantization:
+    """``qc::requantize`` on the int32 accumulator, zero point and clamp included; parameters per channel or per tensor."""
+
+    form: Form
+    per_channel: bool
+    zero_point: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class ResidualAdd:
+    """``qc::add`` of the accumulator (operand a, multipliers per channel or per tensor) and another feature map (operand b, per tensor)."""
+
+    operand: Activation
+    per_channel: bool
+    operand_zero_point: int
+    shift: int
+    zero_point: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class ConvolutionKernel:
+    """int32 convolution of one sample, then an epilogue, then optionally a 256-entry table (8 bits to 8 bits).
+
+    Input height and width are those of the real map; the window of output (0, 0) starts ``padding`` (top, left) above and left of
+    the origin, inside the halo. ``epilogue`` None stores the int32 accumulators. ``groups`` is 1, ``input.channels`` (depthwise,
+    with one or more outputs a channel) or anything between. A linear layer over M rows is a 1x1 convolution of height 1, width M.
+    """
+
+    input: Activation
+    output: Activation
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]  # top, left
+    dilation: tuple[int, int]
+    groups: int
+    epilogue: Requantization | ResidualAdd | None
+    table: bool = False

@@ -1,0 +1,34 @@
+"""qcompiler: a compiler for quantized neural networks whose whole graph runs on integers only."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qcompiler.api import Module, capture, compile, load, quantize
+    from qcompiler.ir.program import Program
+
+__version__ = "0.1.0"
+
+# torch takes seconds to import: every public name is resolved when first used (PEP 562).
+_LAZY = {
+    "capture": "qcompiler.api",
+    "quantize": "qcompiler.api",
+    "compile": "qcompiler.api",
+    "load": "qcompiler.api",
+    "Module": "qcompiler.api",
+    "Program": "qcompiler.ir.program",
+}
+
+__all__ = ["Module", "Program", "capture", "compile", "load", "quantize"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'qcompiler' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

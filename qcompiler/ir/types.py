@@ -1,0 +1,98 @@
+"""What a value is at the stages QDQ and INTEGER: its integer type, its scale, and the range proven for it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+
+import torch
+
+from qcompiler.errors import VerificationError
+
+
+class Stage(enum.Enum):
+    """The way of the data goes one direction: FLOAT, then QDQ, then INTEGER."""
+
+    FLOAT = "float"
+    QDQ = "qdq"
+    INTEGER = "integer"
+
+
+@dataclass(frozen=True)
+class IntegerType:
+    """A two's-complement (or unsigned) integer of ``bits`` bits; knows its bounds and how torch stores it."""
+
+    bits: int
+    signed: bool
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 32 or (not self.signed and self.bits > 16):
+            raise VerificationError(f"no integer type has {self.bits} bits, signed={self.signed}: use 1..32 signed or 1..16 unsigned")
+
+    @property
+    def low(self) -> int:
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def high(self) -> int:
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The narrowest torch dtype that holds every value: unsigned 9..16 bits are stored in int32."""
+        if self.bits <= 8:
+            return torch.int8 if self.signed else torch.uint8
+        return torch.int16 if self.signed and self.bits <= 16 else torch.int32
+
+    def __str__(self) -> str:
+        return f"{'i' if self.signed else 'u'}{self.bits}"
+
+
+INT8, UINT8, INT16, INT32 = IntegerType(8, True), IntegerType(8, False), IntegerType(16, True), IntegerType(32, True)
+
+
+@dataclass(frozen=True)
+class IntegerRange:
+    """Every value of a tensor lies in [low, high]; proven by interval analysis, never measured."""
+
+    low: int
+    high: int
+
+    def within(self, kind: IntegerType) -> bool:
+        return kind.low <= self.low and self.high <= kind.high
+
+    def union(self, other: IntegerRange) -> IntegerRange:
+        return IntegerRange(min(self.low, other.low), max(self.high, other.high))
+
+    def __str__(self) -> str:
+        return f"[{self.low}, {self.high}]"
+
+
+@dataclass(frozen=True)
+class QuantizedType:
+    """real = scale * (integer - zero_point), per tensor (one scale) or per channel along ``axis``.
+
+    Scales are float32 values held as Python floats. At INTEGER ``range`` is the interval proven for the integers.
+    An int32 accumulator has a scale too (product of input and weight scale) and zero point 0.
+    """
+
+    integer: IntegerType
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...] = (0,)
+    axis: int | None = None
+    range: IntegerRange | None = None
+
+    def __post_init__(self) -> None:
+        if not self.scale or any(not (s > 0 and s < float("inf")) for s in self.scale):
+            raise VerificationError(f"scales must be positive and finite, got {self.scale[:4]}")
+        if len(self.zero_point) not in (1, len(self.scale)):
+            raise VerificationError(f"{len(self.scale)} scales but {len(self.zero_point)} zero points")
+        if (self.axis is None) != (len(self.scale) == 1) and self.axis is None:
+            raise VerificationError(f"{len(self.scale)} scales need an axis")
+
+    @property
+    def per_channel(self) -> bool:
+        return self.axis is not None
+
+    def with_range(self, low: int, high: int) -> QuantizedType:
+        return replace(self, range=IntegerRange(low, high))

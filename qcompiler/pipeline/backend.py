@@ -1,0 +1,54 @@
+"""What the core asks of a back end. Back ends are found through the entry-point group ``qcompiler.backends``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from qcompiler.ir.program import Program
+
+
+@dataclass(frozen=True)
+class CompiledProgram:
+    """What a back end makes of an INTEGER program: files for the artifact, by member name (e.g. ``library.so``, ``plan.json``)."""
+
+    target: str
+    members: Mapping[str, bytes]
+    notes: tuple[str, ...] = field(default=())
+
+
+class Executable(Protocol):
+    """A loaded CompiledProgram. Never touches the compiler: the runtime is enough."""
+
+    def run_integer(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Integers in, integers out, equal to ``Program.run_integer``."""
+
+    def run(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Floats in, floats out: quantizes and dequantizes at the border with the formulas of ``arithmetic``."""
+
+    def set_threads(self, threads: int) -> None: ...
+
+
+class Backend(Protocol):
+    """Module-level object ``backend`` of an entry point in ``qcompiler.backends``."""
+
+    name: str
+
+    def targets(self) -> Sequence[str]:
+        """Names of the targets that this back end generates code for, on any machine."""
+
+    def detect(self) -> str:
+        """The best target of this machine (what ``native`` means)."""
+
+    def available(self, target: str) -> str | None:
+        """None when this machine can run code for the target, else one line saying why not."""
+
+    def compile(self, program: Program, target: str, *, keep: Sequence[str] = (), time_limit: float = 60.0) -> CompiledProgram:
+        """Generate code. ``keep`` names INTEGER nodes that become additional outputs (after the program's own), for inspection."""
+
+    def load(self, program: Program, compiled: CompiledProgram, threads: int | None = None) -> Executable:
+        """Make it runnable; ``program`` gives weights and specifications."""
