@@ -1,0 +1,5 @@
+"""The built-in passes: name -> "module:Class". A pass is imported when a pipeline names it, never before."""
+
+from __future__ import annotations
+
+PASSES: dict[str, str] = {}
