@@ -1,7 +1,1 @@
-"""The built-in back ends: name -> "module:object". A back end is imported when a target is looked for, its compiler later still."""
-
-from __future__ import annotations
-
-BACKENDS: dict[str, str] = {
-    "tvm": "qcompiler.backends.tvm:backend",
-}
+"""Back ends: each turns an INTEGER program into something that runs and gives the same integers."""

@@ -2,7 +2,11 @@
 
 A kernel is specialized to one sample (batch 1). Activations lie in one arena as NHWC with an optional halo whose bytes already
 hold the zero point, so that no convolution template has to know about borders. Kernels take raw pointers, in this order:
-input, [residual], parameters as ``templates.pack`` gives them, output.
+input, [residual], parameters as ``packing.pack`` gives them, output. Each points to the first element of its whole buffer, halo
+included (64-byte aligned, 256 bytes of slack before and after the arena).
+
+``templates.emit`` gives a ``PrimFunc`` whose parameters are buffers or typed handles in that order; ``codegen.build_object`` makes
+it a plain C function ``int symbol(void *, ...)``. Local buffers become stack memory; no kernel may ask for workspace.
 """
 
 from __future__ import annotations
