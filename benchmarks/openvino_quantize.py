@@ -1,4 +1,4 @@
-"""Quantize an ONNX model to int8 with NNCF for OpenVINO: ``openvino_quantize.py MODEL.onnx IMAGES.npy OUT.xml`` (environment of ``make peers``)."""
+"""Quantize an ONNX model to int8 for OpenVINO: ``openvino_quantize.py MODEL.onnx IMAGES.npy OUT.xml``, in the environment of ``make peers``."""
 
 from __future__ import annotations
 
