@@ -1,4 +1,7 @@
-"""Quantize an ONNX model to int8 for OpenVINO: ``openvino_quantize.py MODEL.onnx IMAGES.npy OUT.xml``, in the environment of ``make peers``."""
+"""Quantize an ONNX model to int8 for OpenVINO: ``openvino_quantize.py MODEL.onnx IMAGES.npy OUT.xml``.
+
+Runs in the environment that ``make peers`` makes.
+"""
 
 from __future__ import annotations
 
