@@ -1,0 +1,189 @@
+"""Calibration data: any iterable of inputs, checked against what the program takes before a value of it is used."""
+
+from __future__ import annotations
+
+import itertools
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qcompiler.errors import CalibrationError
+from qcompiler.ir.program import ValueSpec
+from qcompiler.user_code import import_user_module
+
+# One item is a batch: a tensor or array, or one for each input of the program.
+DataSource: TypeAlias = Iterable[object] | Callable[[], Iterable[object]]
+
+Samples: TypeAlias = tuple[tuple[torch.Tensor, ...], ...]
+
+_BATCH = 32
+_KEPT_SAMPLES = 4
+_ARRAY_FILES = (".npy", ".npz")
+_EMPTY = "the calibration data are empty: give at least one input, better 100 or more"
+
+
+class CalibrationData:
+    """Batches for a program, each a tuple of tensors, checked one by one as they are read.
+
+    Args:
+        source: a tensor or array of samples (cut into batches of 32); an iterable of batches, each a tensor or a tuple with one entry
+            for each input (numpy arrays will do); or a function without arguments that gives such an iterable.
+        inputs: what the program takes.
+
+    Iterating reads the source from its start. A generator has only one: its second reading is a CalibrationError that says so.
+
+    Raises:
+        CalibrationError: the data are empty, or a batch has non-finite values or the wrong number, shape or dtype of inputs: the
+            message says which item of the data, which input, what was expected and what came.
+    """
+
+    def __init__(self, source: DataSource, inputs: Sequence[ValueSpec]) -> None:
+        self._source, self._inputs = source, tuple(inputs)
+        self._used_up = False
+        self._samples: Samples | None = None
+        self.total = len(source) if isinstance(source, list | tuple) else None
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        position = -1
+        for position, item in enumerate(self._items()):
+            batch = self._check(position, item)
+            if self._samples is None:
+                self._samples = _first_samples(batch)
+            yield batch
+        if position < 0:
+            raise CalibrationError(_EMPTY)
+
+    def samples(self) -> Samples:
+        """The first few samples, each a batch of one: kept for test vectors and for measuring what a pass loses."""
+        if self._samples is None:
+            items = self._items()
+            first = next(items, None)
+            if first is None:
+                raise CalibrationError(_EMPTY)
+            if isinstance(self._source, Iterator):
+                self._source, self._used_up = itertools.chain([first], items), False
+            self._samples = _first_samples(self._check(0, first))
+        return self._samples
+
+    def _items(self) -> Iterator[object]:
+        if isinstance(self._source, Iterator):
+            if self._used_up:
+                raise CalibrationError(
+                    "the calibration data are a generator, which can be read once: give a list, a DataLoader or a function"
+                )
+            self._used_up = True
+            return self._source
+        source = self._source() if callable(self._source) else self._source
+        if isinstance(source, torch.Tensor | np.ndarray):
+            return iter(torch.as_tensor(source).split(_BATCH))
+        if not isinstance(source, Iterable):
+            raise CalibrationError(f"calibration data must be an iterable of inputs, got {type(source).__name__}")
+        return iter(source)
+
+    def _check(self, position: int, item: object) -> tuple[torch.Tensor, ...]:
+        values = tuple(item) if isinstance(item, list | tuple) else (item,)
+        if len(values) != len(self._inputs):
+            names = ", ".join(f"'{spec.name}'" for spec in self._inputs)
+            hint = "; drop the labels" if len(values) > len(self._inputs) else ""
+            raise CalibrationError(
+                f"calibration sample {position}: expected {len(self._inputs)} input(s) ({names}), got {len(values)} values{hint}"
+            )
+        return tuple(_check_value(position, spec, value) for spec, value in zip(self._inputs, values, strict=True))
+
+
+def _check_value(position: int, spec: ValueSpec, value: object) -> torch.Tensor:
+    place = f"calibration sample {position}, input '{spec.name}'"
+    if not isinstance(value, torch.Tensor | np.ndarray):
+        raise CalibrationError(f"{place}: expected a tensor or array, got {type(value).__name__}")
+    tensor = torch.as_tensor(value)
+    expected, got = f"{_dtype(spec.dtype)} {_shape(spec.shape)}", f"{_dtype(tensor.dtype)} {list(tensor.shape)}"
+    fits = tensor.dim() == len(spec.shape) and all(want in (None, have) for want, have in zip(spec.shape, tensor.shape, strict=True))
+    if not fits or tensor.dtype != spec.dtype or tensor.numel() == 0:
+        raise CalibrationError(f"{place}: expected {expected}, got {got}")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise CalibrationError(f"{place}: {bad} of {tensor.numel()} values are NaN or infinite")
+    return tensor
+
+
+def _first_samples(batch: tuple[torch.Tensor, ...]) -> Samples:
+    count = min(_KEPT_SAMPLES, *(value.shape[0] if value.dim() else 1 for value in batch))
+    return tuple(tuple(value[i : i + 1].clone() if value.dim() else value for value in batch) for i in range(count))
+
+
+def open_data(address: str, inputs: Sequence[ValueSpec]) -> DataSource:
+    """The data that a command line names: ``file.npz``, ``file.npy``, a folder of them, or ``package.module:factory``.
+
+    An array file holds samples along the first dimension; each file of a folder is one batch, in the order of their names. An ``.npz``
+    has one array for each input, under the inputs' names or else in their order. Nothing is unpickled.
+
+    Raises:
+        CalibrationError: there is no such file, folder or factory, or it cannot be read.
+    """
+    path = Path(address)
+    if path.is_dir():
+        return _Folder(path, tuple(inputs))
+    if path.suffix in _ARRAY_FILES:
+        return _split(_read(path, inputs))
+    module, separator, name = address.partition(":")
+    if not separator:
+        raise CalibrationError(f"calibration data '{address}': no such file or folder, and not of the form package.module:factory")
+    return _factory(module, name)
+
+
+class _Folder:
+    """The array files of a folder, read one at a time."""
+
+    def __init__(self, path: Path, inputs: tuple[ValueSpec, ...]) -> None:
+        self._files = sorted(file for file in path.iterdir() if file.suffix in _ARRAY_FILES)
+        self._inputs = inputs
+        if not self._files:
+            raise CalibrationError(f"calibration folder '{path}' holds no .npy or .npz file")
+
+    def __iter__(self) -> Iterator[object]:
+        return (_read(file, self._inputs) for file in self._files)
+
+
+def _read(path: Path, inputs: Sequence[ValueSpec]) -> tuple[NDArray[Any], ...]:
+    """The arrays of one file, one for each input."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return (loaded,)
+        with loaded:
+            names = [spec.name for spec in inputs]
+            return tuple(loaded[name] for name in (names if set(names) <= set(loaded.files) else loaded.files))
+    except FileNotFoundError as error:
+        raise CalibrationError(f"calibration file '{path}': no such file") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise CalibrationError(f"calibration file '{path}' cannot be read as {path.suffix[1:]}: {error}") from error
+
+
+def _split(arrays: tuple[NDArray[Any], ...]) -> list[object]:
+    """Batches of samples along the first dimension of every array."""
+    count = min((len(array) if array.ndim else 1) for array in arrays) if arrays else 0
+    return [tuple(array[start : start + _BATCH] for array in arrays) for start in range(0, count, _BATCH)]
+
+
+def _factory(module: str, name: str) -> DataSource:
+    try:
+        factory = getattr(import_user_module(module), name)
+    except Exception as error:  # the user's module may raise anything
+        raise CalibrationError(f"calibration factory '{module}:{name}' cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(factory):
+        raise CalibrationError(f"calibration factory '{module}:{name}' is a {type(factory).__name__}, not a function")
+    return cast("DataSource", factory)
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    return f"[{', '.join('N' if size is None else str(size) for size in shape)}]"

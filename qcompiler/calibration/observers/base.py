@@ -1,0 +1,75 @@
+"""What all observers share: values seen as rows (one for the tensor, or one a channel), and the guards on them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qcompiler.calibration.statistics import Observation, ObserverSpec
+from qcompiler.errors import CalibrationError
+
+
+class Observer(ABC):
+    """Sees a value batch by batch and estimates its range. Its memory depends on the number of channels alone."""
+
+    def __init__(self, spec: ObserverSpec) -> None:
+        self.spec = spec
+
+    def update(self, values: torch.Tensor) -> None:
+        """Take one batch into account.
+
+        Raises:
+            CalibrationError: the batch holds an infinity or NaN, or another number of channels than those before.
+        """
+        rows = channel_rows(values, self.spec.axis)
+        if rows.numel() == 0:
+            return
+        low, high = torch.aminmax(rows, dim=1)
+        if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+            raise CalibrationError(f"the value holds infinities or NaN in a tensor of shape {list(values.shape)}")
+        self._update(rows, low, high)
+
+    def result(self) -> Observation:
+        """The range of everything seen so far.
+
+        Raises:
+            CalibrationError: nothing was seen.
+        """
+        low, high = self._range()
+        if self.spec.symmetric:
+            high = np.maximum(np.abs(low), np.abs(high))
+            low = -high
+        return Observation(tuple(low.tolist()), tuple(high.tolist()), self.spec.axis)
+
+    @abstractmethod
+    def _update(self, rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
+        """``rows``: float32 [channels, values]; ``low`` and ``high``: the extremes of each row."""
+
+    @abstractmethod
+    def _range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Low and high of each row."""
+
+
+def channel_rows(values: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """The values as float32 [1, all] (``axis`` None), or [channels, rest] with ``axis`` in front."""
+    values = values.detach().to(torch.float32)
+    if axis is None:
+        return values.reshape(1, -1)
+    if not -values.dim() <= axis < values.dim():
+        raise CalibrationError(f"no axis {axis} in a value of shape {list(values.shape)}: observe it per tensor")
+    return values.movedim(axis, 0).reshape(values.shape[axis], -1)
+
+
+def extremes(seen: torch.Tensor | None) -> NDArray[np.float64]:
+    """What was accumulated, as float64."""
+    if seen is None:
+        raise CalibrationError("no value was observed: the calibration data were empty or do not reach the node")
+    return seen.double().numpy()
+
+
+def check_channels(before: torch.Tensor, now: torch.Tensor) -> None:
+    if before.shape != now.shape:
+        raise CalibrationError(f"the value has {now.numel()} channels now and had {before.numel()} in earlier batches")

@@ -1,0 +1,122 @@
+"""A histogram with a fixed number of bins over a range that is not known beforehand: exact counts after one sweep.
+
+Every bin edge is a multiple of the bin width, and the width is a power of two: 2^e. When a batch exceeds the range, the width
+doubles until all fits and neighbouring bins merge. An edge of the coarse lattice is an edge of the fine one, so that merging moves no
+count across an edge, and the result is what one histogram over all values with the final edges would have counted: it does not
+depend on the batches or on their order.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qcompiler.calibration.observers.base import Observer, check_channels
+from qcompiler.calibration.statistics import ObserverSpec
+from qcompiler.errors import CalibrationError
+
+# Values are binned in pieces that stay in the cache, so that the working memory does not depend on the size of a batch.
+_PIECE = 1 << 18
+# A float32 has 24 significant bits: narrower bins than 2^-23 of the largest magnitude separate nothing, and while bin numbers stay
+# under 2^24 they are exact in float32.
+_FINEST = 23
+_SMALLEST_EXPONENT = -120
+
+
+class Histogram:
+    """Counts of float32 values in ``bins`` bins for each of ``channels`` rows. Bin i of a row covers [(first + i), (first + i + 1)) * 2^e."""
+
+    def __init__(self, channels: int, bins: int) -> None:
+        self.bins = bins
+        self.low = torch.full((channels,), torch.inf)
+        self.high = torch.full((channels,), -torch.inf)
+        self.exponent = torch.full((channels,), _SMALLEST_EXPONENT, dtype=torch.int64)
+        self.first = torch.zeros(channels, dtype=torch.int64)
+        self.counts = torch.zeros((channels, bins), dtype=torch.int64)
+
+    def add(self, rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
+        """Count float32 [channels, values] with the given extremes."""
+        check_channels(self.low, low)
+        self._grow(torch.minimum(self.low, low), torch.maximum(self.high, high))
+        channels = rows.shape[0]
+        inverse_width = torch.ldexp(torch.ones(channels, 1), -self.exponent[:, None])
+        first = self.first.to(torch.int32)[:, None]
+        start = torch.arange(channels, dtype=torch.int32)[:, None] * self.bins
+        for piece in rows.split(max(1, _PIECE // channels), dim=1):
+            bin_number = torch.floor(piece * inverse_width).to(torch.int32) - first + start
+            self.counts += torch.bincount(bin_number.flatten(), minlength=channels * self.bins).view_as(self.counts)
+
+    def edges(self, channel: int) -> NDArray[np.float64]:
+        """The ``bins + 1`` edges of a row; exact."""
+        numbers = np.arange(self.bins + 1, dtype=np.float64) + int(self.first[channel])
+        return np.ldexp(numbers, int(self.exponent[channel]))
+
+    def _grow(self, low: torch.Tensor, high: torch.Tensor) -> None:
+        """Cover [low, high] with the narrowest bins that can, and move the counts over."""
+        exponent = self._narrowest(low, high)
+        first = _bin_number(low, exponent)
+        if not (torch.equal(exponent, self.exponent) and torch.equal(first, self.first)):
+            doublings = (exponent - self.exponent).clamp(max=62)[:, None]
+            old_numbers = self.first[:, None] + torch.arange(self.bins)
+            # Empty bins may fall outside; clamping moves nothing but zeros.
+            moved = ((old_numbers >> doublings) - first[:, None]).clamp(0, self.bins - 1)
+            self.counts = torch.zeros_like(self.counts).scatter_add_(1, moved, self.counts)
+        self.low, self.high, self.exponent, self.first = low, high, exponent, first
+
+    def _narrowest(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        """The least e for which [low, high] meets at most ``bins`` bins of width 2^e. It can only rise as the range grows."""
+        spread = (high.double() - low.double()) / self.bins
+        magnitude = torch.maximum(low.abs(), high.abs())
+        exponent = torch.maximum(_floor_log2(spread), _floor_log2(magnitude) - _FINEST).clamp(min=_SMALLEST_EXPONENT)
+        while True:
+            too_many = _bin_number(high, exponent) - _bin_number(low, exponent) >= self.bins
+            if not bool(too_many.any()):
+                return exponent
+            exponent = exponent + too_many.long()
+
+
+class HistogramObserver(Observer):
+    """Base of the observers that search a range in a histogram: of the values, or of their magnitudes where ``symmetric``."""
+
+    def __init__(self, spec: ObserverSpec) -> None:
+        super().__init__(spec)
+        self._histogram: Histogram | None = None
+
+    def _update(self, rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
+        if self.spec.symmetric:
+            rows = rows.abs()
+            low, high = torch.aminmax(rows, dim=1)
+        if self._histogram is None:
+            self._histogram = Histogram(rows.shape[0], self.spec.bins)
+        self._histogram.add(rows, low, high)
+
+    def _range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if self._histogram is None:
+            raise CalibrationError("no value was observed: the calibration data were empty or do not reach the node")
+        ranges = [self._search(self._histogram, channel) for channel in range(len(self._histogram.low))]
+        return np.array([low for low, _ in ranges]), np.array([high for _, high in ranges])
+
+    @abstractmethod
+    def _search(self, histogram: Histogram, channel: int) -> tuple[float, float]:
+        """Low and high of one row of the histogram; where ``symmetric`` only the high counts."""
+
+
+def occupied(histogram: Histogram, channel: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Lower edges, upper edges and counts of the bins of a row that hold something."""
+    counts = histogram.counts[channel].numpy()
+    (filled,) = np.nonzero(counts)
+    edges = histogram.edges(channel)
+    return edges[filled], edges[filled + 1], counts[filled]
+
+
+def _bin_number(values: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
+    return torch.floor(torch.ldexp(values.double(), -exponent)).long()
+
+
+def _floor_log2(values: torch.Tensor) -> torch.Tensor:
+    """floor(log2(v)) exactly; far below every exponent in use for 0."""
+    _, exponent = torch.frexp(values.double())
+    return torch.where(values > 0, exponent.long() - 1, -1000)
