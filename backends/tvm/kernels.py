@@ -16,6 +16,7 @@ from typing import Literal
 
 Form = Literal["high", "narrow", "exact64"]
 Dtype = Literal["int8", "uint8", "int16", "int32"]
+ITEM_SIZE = {"int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,123 @@ class ConvolutionKernel:
     groups: int
     epilogue: Requantization | ResidualAdd | None
     table: bool = False
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor as a loop nest walks it: element ``i`` lies ``offset + sum(i[d] * strides[d])`` elements after the pointer."""
+
+    dtype: str
+    strides: tuple[int, ...]
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Copy:
+    """y = x."""
+
+
+@dataclass(frozen=True)
+class Fill:
+    """y = value; no operand."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Requantize:
+    """``qc::requantize`` of operands x, pre_shift, multiplier, shift."""
+
+    form: Form
+    input_zero_point: int
+    zero_point: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Add:
+    """``qc::add`` of operands a, b, pre_shift_a, multiplier_a, pre_shift_b, multiplier_b."""
+
+    shift: int
+    zero_point_a: int
+    zero_point_b: int
+    zero_point: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """``qc::multiply`` of operands a, b."""
+
+    zero_point_a: int
+    zero_point_b: int
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """``qc::lookup`` of operands x, table; ``low`` is the smallest value of x's dtype, the table's strides choose its row."""
+
+    low: int
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """``qc::clamp`` of operand x."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """``arithmetic.quantize`` of operands x (float32), reciprocal of the scale (float32), zero point (int32)."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Dequantize:
+    """``arithmetic.dequantize`` of operands x, scale (float32), zero point (int32)."""
+
+
+Operation = Copy | Fill | Requantize | Add | Multiply | Lookup | Clamp | Quantize | Dequantize
+
+
+@dataclass(frozen=True)
+class ElementwiseKernel:
+    """``output[i] = operation(operand[i], ...)`` for every index i of ``shape``; pointers: the operands, then the output."""
+
+    operation: Operation
+    shape: tuple[int, ...]
+    operands: tuple[Operand, ...]
+    output: Operand
+
+
+@dataclass(frozen=True)
+class ReductionKernel:
+    """``output[i] = reduce over w of operand[i, w]``, i over ``shape`` and w over ``window``; pointers: operand, output.
+
+    ``sum`` subtracts ``zero_point`` from every term and accumulates in int32; ``max`` keeps the operand's dtype.
+    """
+
+    reduction: Literal["sum", "max"]
+    shape: tuple[int, ...]
+    window: tuple[int, ...]
+    operand: Operand
+    output: Operand
+    zero_point: int = 0
+
+
+@dataclass(frozen=True)
+class HaloKernel:
+    """Writes ``value`` to every element of the halo; pointer: the whole buffer."""
+
+    activation: Activation
+    value: int
+
+
+GenericKernel = ElementwiseKernel | ReductionKernel | HaloKernel
+Kernel = ConvolutionKernel | GenericKernel

@@ -1,0 +1,275 @@
+"""TIR for everything that is not a convolution: explicit loops over strided operands, the innermost one in vectors.
+
+The arithmetic is that of ``qcompiler.arithmetic``, whose formulas the functions below repeat one to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.ir import Expr
+from tvm.tirx import BufferStore, For, ForKind, SeqStmt
+
+from qcompiler.backends.tvm.kernels import (
+    ITEM_SIZE,
+    Add,
+    Clamp,
+    Copy,
+    Dequantize,
+    ElementwiseKernel,
+    Fill,
+    GenericKernel,
+    HaloKernel,
+    Lookup,
+    Multiply,
+    Operand,
+    Operation,
+    Quantize,
+    ReductionKernel,
+    Requantize,
+)
+from qcompiler.backends.tvm.target import KernelTarget
+
+# Work below which waking a thread costs more than it saves, in elements read.
+_PARALLEL_ELEMENTS = 32768
+_MINIMUM_VECTOR_EXTENT = 8
+
+Index = Sequence[Expr]
+Body = Callable[[list[Expr], int], tirx.Stmt]
+
+
+def emit(kernel: GenericKernel, target: KernelTarget) -> tirx.PrimFunc:
+    """The kernel's function; parameters are buffers in the order that the kernel's docstring gives."""
+    if isinstance(kernel, ElementwiseKernel):
+        return _elementwise(kernel, target)
+    if isinstance(kernel, ReductionKernel):
+        return _reduction(kernel, target)
+    return _halo(kernel, target)
+
+
+@dataclass(frozen=True)
+class _Access:
+    """An operand and the buffer behind its pointer."""
+
+    operand: Operand
+    buffer: tirx.Buffer
+
+    def at(self, index: Index) -> Expr:
+        position = tirx.const(self.operand.offset, "int32")
+        for coordinate, stride in zip(index, self.operand.strides, strict=True):
+            position = position + coordinate * stride
+        return position
+
+    def load(self, index: Index, shift: Expr | int = 0) -> Expr:
+        return self.buffer[self.at(index) + shift]
+
+    def store(self, index: Index, value: Expr) -> tirx.Stmt:
+        return BufferStore(self.buffer, value.astype(self.operand.dtype), [self.at(index)])
+
+
+def _access(name: str, operand: Operand, shape: Sequence[int], extra: int = 0) -> _Access:
+    reach = operand.offset + sum((extent - 1) * stride for extent, stride in zip(shape, operand.strides, strict=True) if stride > 0)
+    return _Access(operand, tirx.decl_buffer((reach + 1 + extra,), operand.dtype, name=name))
+
+
+def _elementwise(kernel: ElementwiseKernel, target: KernelTarget) -> tirx.PrimFunc:
+    table_rows = 255 if isinstance(kernel.operation, Lookup) else 0
+    operands = [_access(f"operand_{i}", operand, kernel.shape, table_rows) for i, operand in enumerate(kernel.operands)]
+    output = _access("output", kernel.output, kernel.shape)
+    compute = _EXPRESSIONS[type(kernel.operation)]
+
+    def body(index: list[Expr], lanes: int) -> tirx.Stmt:
+        return output.store(index, compute(kernel.operation, operands, index))
+
+    strides = [operand.strides for operand in (*kernel.operands, kernel.output)]
+    lanes = target.vector_bytes // max(ITEM_SIZE[operand.dtype] for operand in (*kernel.operands, kernel.output, _arithmetic(kernel)))
+    axis = _vector_axis(kernel.shape, strides)
+    statement = _nest(kernel.shape, axis, lanes, body, parallel=_product(kernel.shape) >= _PARALLEL_ELEMENTS)
+    return tirx.PrimFunc([access.buffer for access in (*operands, output)], statement)
+
+
+def _arithmetic(kernel: ElementwiseKernel) -> Operand:
+    """The type that the operation computes in: only data movement and clamping stay in the operands' own."""
+    return kernel.output if isinstance(kernel.operation, Copy | Fill | Clamp) else Operand("int32", ())
+
+
+def _reduction(kernel: ReductionKernel, target: KernelTarget) -> tirx.PrimFunc:
+    source = _access("operand", kernel.operand, (*kernel.shape, *kernel.window))
+    output = _access("output", kernel.output, kernel.shape)
+    dtype = "int32" if kernel.reduction == "sum" else kernel.operand.dtype
+    initial = -kernel.zero_point * _product(kernel.window) if kernel.reduction == "sum" else tirx.min_value(dtype).value
+
+    def body(index: list[Expr], lanes: int) -> tirx.Stmt:
+        accumulator = tirx.decl_buffer((lanes,), dtype, name="accumulator", scope="local")
+        window = [tirx.Var(f"w{i}", "int32") for i in range(len(kernel.window))]
+
+        def vector(make: Callable[[Expr], tirx.Stmt]) -> tirx.Stmt:
+            lane = tirx.Var("lane", "int32")
+            return For(lane, 0, lanes, ForKind.VECTORIZED, make(lane)) if lanes > 1 else make(tirx.const(0, "int32"))
+
+        def at(lane: Expr) -> list[Expr]:
+            return [coordinate + lane if i == axis else coordinate for i, coordinate in enumerate(index)]
+
+        def step(lane: Expr) -> tirx.Stmt:
+            value = source.load([*at(lane), *window]).astype(dtype)
+            combined = accumulator[lane] + value if kernel.reduction == "sum" else tirx.max(accumulator[lane], value)
+            return BufferStore(accumulator, combined, [lane])
+
+        loop = vector(step)
+        for variable, extent in reversed(list(zip(window, kernel.window, strict=True))):
+            loop = For(variable, 0, extent, ForKind.SERIAL, loop)
+        start = vector(lambda lane: BufferStore(accumulator, tirx.const(initial, dtype), [lane]))
+        end = vector(lambda lane: output.store(at(lane), accumulator[lane]))
+        return SeqStmt([tirx.AllocBuffer(accumulator), start, loop, end])
+
+    axis = _vector_axis(kernel.shape, [kernel.operand.strides[: len(kernel.shape)], kernel.output.strides])
+    contiguous = axis is not None and kernel.operand.strides[axis] == 1
+    lanes = target.vector_bytes // ITEM_SIZE[dtype] if contiguous else 1
+    work = _product(kernel.shape) * _product(kernel.window)
+    statement = _nest(kernel.shape, axis, lanes, body, parallel=work >= _PARALLEL_ELEMENTS, vectorize=False)
+    return tirx.PrimFunc([source.buffer, output.buffer], statement)
+
+
+def _halo(kernel: HaloKernel, target: KernelTarget) -> tirx.PrimFunc:
+    """Three runs of memory: before the first row's map, between one row's and the next row's, after the last row's."""
+    activation = kernel.activation
+    buffer = tirx.decl_buffer((activation.elements,), activation.dtype, name="output")
+    value = tirx.const(kernel.value, activation.dtype)
+    lanes = target.vector_bytes // ITEM_SIZE[activation.dtype]
+
+    def run(start: Expr | int, length: int) -> tirx.Stmt:
+        return _nest((length,), 0, lanes, lambda index, _: BufferStore(buffer, value, [start + index[0]]), parallel=False)
+
+    used = activation.width * activation.channels
+    last = activation.origin + (activation.height - 1) * activation.row_stride + used
+    row = tirx.Var("row", "int32")
+    between = run(activation.origin + used + row * activation.row_stride, activation.row_stride - used)
+    runs = [run(0, activation.origin), For(row, 0, activation.height - 1, ForKind.SERIAL, between), run(last, activation.elements - last)]
+    return tirx.PrimFunc([buffer], SeqStmt(runs))
+
+
+def _vector_axis(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> int | None:
+    """The axis along which most operands are contiguous or constant; the innermost of equals; None for a scalar."""
+    axes = [axis for axis, extent in enumerate(shape) if extent >= _MINIMUM_VECTOR_EXTENT] or list(range(len(shape)))
+    return max(axes, key=lambda axis: (sum(stride[axis] in (0, 1) for stride in strides), axis), default=None)
+
+
+def _nest(shape: Sequence[int], axis: int | None, lanes: int, body: Body, *, parallel: bool, vectorize: bool = True) -> tirx.Stmt:
+    """Loops over ``shape`` with ``axis`` innermost, in steps of ``lanes`` and then of its halves for what is left.
+
+    ``body(index, lanes)`` computes one element where ``vectorize`` makes the vector, else ``lanes`` elements from ``index`` on.
+    """
+    if axis is None:
+        return body([], 1)
+    index: list[Expr] = [tirx.Var(f"i{i}", "int32") for i in range(len(shape))]
+    outer = [i for i in range(len(shape)) if i != axis]
+    kind = ForKind.PARALLEL if parallel else ForKind.SERIAL
+    pieces, start, extent = [], 0, shape[axis]
+    while start < extent:
+        count = (extent - start) // lanes
+        if count:
+            chunk, lane = tirx.Var("chunk", "int32"), tirx.Var("lane", "int32")
+            first = start + chunk * lanes
+            spread = vectorize and lanes > 1
+            piece = body([*index[:axis], first + lane if spread else first, *index[axis + 1 :]], lanes)
+            piece = For(lane, 0, lanes, ForKind.VECTORIZED, piece) if spread else piece
+            pieces.append(For(chunk, 0, count, ForKind.SERIAL if outer else kind, piece))
+        start += count * lanes
+        lanes = max(lanes // 2, 1)
+    statement: tirx.Stmt = SeqStmt(pieces) if len(pieces) > 1 else pieces[0]
+    for position in reversed(outer):
+        statement = For(index[position], 0, shape[position], kind if position == outer[0] else ForKind.SERIAL, statement)
+    return statement
+
+
+def _product(extents: Sequence[int]) -> int:
+    result = 1
+    for extent in extents:
+        result *= extent
+    return result
+
+
+def _clamp(value: Expr, low: int, high: int) -> Expr:
+    return tirx.max(tirx.min(value, tirx.const(high, value.ty.dtype)), tirx.const(low, value.ty.dtype))
+
+
+def _rounding_shift(value: Expr, shift: Expr) -> Expr:
+    """(value + 2^(shift-1)) >> shift; shift 0 has no rounding term."""
+    one = tirx.const(1, value.ty.dtype)
+    return (value + ((one << shift) >> one)) >> shift
+
+
+def _high_product(value: Expr, pre_shift: Expr, multiplier: Expr) -> Expr:
+    """((value << pre_shift) * multiplier) >> 32"""
+    product = (value << pre_shift).astype("int64") * multiplier.astype("int64")
+    return (product >> tirx.const(32, "int64")).astype("int32")
+
+
+def _requantize(operation: Requantize, operands: Sequence[_Access], index: Index) -> Expr:
+    x, pre_shift, multiplier, shift = (operand.load(index).astype("int32") for operand in operands)
+    value = x - operation.input_zero_point
+    if operation.form == "high":
+        scaled = _rounding_shift(_high_product(value, pre_shift, multiplier), shift)
+    elif operation.form == "narrow":
+        narrow = _clamp(_rounding_shift(value, pre_shift), -(1 << 15), (1 << 15) - 1)
+        scaled = _rounding_shift((narrow * multiplier + (1 << 14)) >> 15, shift)
+    else:
+        wide = _rounding_shift(value.astype("int64") * multiplier.astype("int64"), shift.astype("int64"))
+        return _clamp(wide + operation.zero_point, operation.low, operation.high)
+    return _clamp(scaled + operation.zero_point, operation.low, operation.high)
+
+
+def _add(operation: Add, operands: Sequence[_Access], index: Index) -> Expr:
+    a, b, pre_shift_a, multiplier_a, pre_shift_b, multiplier_b = (operand.load(index).astype("int32") for operand in operands)
+    left = _high_product(a - operation.zero_point_a, pre_shift_a, multiplier_a)
+    right = _high_product(b - operation.zero_point_b, pre_shift_b, multiplier_b)
+    total = _rounding_shift(left + right, tirx.const(operation.shift, "int32"))
+    return _clamp(total + operation.zero_point, operation.low, operation.high)
+
+
+def _multiply(operation: Multiply, operands: Sequence[_Access], index: Index) -> Expr:
+    a, b = (operand.load(index).astype("int32") for operand in operands)
+    return (a - operation.zero_point_a) * (b - operation.zero_point_b)
+
+
+def _lookup(operation: Lookup, operands: Sequence[_Access], index: Index) -> Expr:
+    x, table = operands
+    return table.load(index, x.load(index).astype("int32") - operation.low)
+
+
+def _clamp_value(operation: Clamp, operands: Sequence[_Access], index: Index) -> Expr:
+    return _clamp(operands[0].load(index), operation.low, operation.high)
+
+
+def _copy(operation: Copy, operands: Sequence[_Access], index: Index) -> Expr:
+    return operands[0].load(index)
+
+
+def _fill(operation: Fill, operands: Sequence[_Access], index: Index) -> Expr:
+    return tirx.const(operation.value, "int32")
+
+
+def _quantize(operation: Quantize, operands: Sequence[_Access], index: Index) -> Expr:
+    x, reciprocal, zero_point = (operand.load(index) for operand in operands)
+    scaled = tirx.nearbyint(x * reciprocal) + zero_point.astype("float32")
+    return _clamp(scaled, operation.low, operation.high).astype("int32")
+
+
+def _dequantize(operation: Dequantize, operands: Sequence[_Access], index: Index) -> Expr:
+    x, scale, zero_point = (operand.load(index) for operand in operands)
+    return (x.astype("int32") - zero_point).astype("float32") * scale
+
+
+_EXPRESSIONS: dict[type[Operation], Callable[..., Expr]] = {
+    Copy: _copy,
+    Fill: _fill,
+    Requantize: _requantize,
+    Add: _add,
+    Multiply: _multiply,
+    Lookup: _lookup,
+    Clamp: _clamp_value,
+    Quantize: _quantize,
+    Dequantize: _dequantize,
+}
