@@ -5,14 +5,24 @@ Kernels only call ``qcompiler.arithmetic``, where every formula stands. Importin
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
+
+from qcompiler import arithmetic
+from qcompiler.ir.types import IntegerType, QuantizedType
 
 LIBRARY = torch.library.Library("qc", "DEF")
 
 SCHEMAS: dict[str, str] = {
     "quantize": "(Tensor x, float[] scale, int[] zero_point, int axis, int bits, bool signed) -> Tensor",
     "dequantize": "(Tensor x, float[] scale, int[] zero_point, int axis, int bits, bool signed) -> Tensor",
-    "convolution": "(Tensor x, Tensor weight, Tensor bias, int[] stride, int[] padding, int[] dilation, int groups, int pad_value) -> Tensor",
+    "convolution": (
+        "(Tensor x, Tensor weight, Tensor bias, int[] stride, int[] padding, int[] dilation, int groups, int pad_value) -> Tensor"
+    ),
     "linear": "(Tensor x, Tensor weight, Tensor bias) -> Tensor",
     "requantize": (
         "(Tensor x, Tensor pre_shift, Tensor multiplier, Tensor shift, int input_zero_point, int zero_point,"
@@ -33,5 +43,213 @@ SCHEMAS: dict[str, str] = {
     "dilate": "(Tensor x, int[] factor, int value) -> Tensor",
 }
 
-for _name, _schema in SCHEMAS.items():
-    LIBRARY.define(_name + _schema)
+Size = int | torch.SymInt
+
+
+def _quantized_type(scale: Sequence[float], zero_point: Sequence[int], axis: int, bits: int, signed: bool) -> QuantizedType:
+    return QuantizedType(IntegerType(bits, signed), tuple(scale), tuple(zero_point), None if axis < 0 else axis)
+
+
+def _storage(bits: int, signed: bool) -> torch.dtype:
+    return IntegerType(bits, signed).dtype
+
+
+def _quantize(x: Tensor, scale: list[float], zero_point: list[int], axis: int, bits: int, signed: bool) -> Tensor:
+    return arithmetic.quantize(x, _quantized_type(scale, zero_point, axis, bits, signed))
+
+
+def _quantize_fake(x: Tensor, scale: list[float], zero_point: list[int], axis: int, bits: int, signed: bool) -> Tensor:
+    return x.new_empty(x.shape, dtype=_storage(bits, signed))
+
+
+def _dequantize(x: Tensor, scale: list[float], zero_point: list[int], axis: int, bits: int, signed: bool) -> Tensor:
+    return arithmetic.dequantize(x, _quantized_type(scale, zero_point, axis, bits, signed))
+
+
+def _dequantize_fake(x: Tensor, scale: list[float], zero_point: list[int], axis: int, bits: int, signed: bool) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.float32)
+
+
+def _convolution_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    pad_value: int,
+) -> Tensor:
+    torch._check(x.shape[1] == weight.shape[1] * groups, lambda: "the weight does not fit the channels and groups of the input")
+    return x.new_empty((x.shape[0], weight.shape[0], *_windows(x, weight.shape[2:], stride, padding, dilation)), dtype=torch.int32)
+
+
+def _linear_fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    torch._check(x.shape[-1] == weight.shape[1], lambda: "the weight does not fit the last dimension of the input")
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.int32)
+
+
+def _requantize(
+    x: Tensor,
+    pre_shift: Tensor,
+    multiplier: Tensor,
+    shift: Tensor,
+    input_zero_point: int,
+    zero_point: int,
+    low: int,
+    high: int,
+    form: str,
+    bits: int,
+    signed: bool,
+) -> Tensor:
+    a = arithmetic.centre(x, input_zero_point)
+    y = arithmetic.REQUANTIZE[form](a, pre_shift, multiplier, shift)
+    return arithmetic.saturate(y, zero_point, low, high, _storage(bits, signed))
+
+
+def _requantize_fake(
+    x: Tensor,
+    pre_shift: Tensor,
+    multiplier: Tensor,
+    shift: Tensor,
+    input_zero_point: int,
+    zero_point: int,
+    low: int,
+    high: int,
+    form: str,
+    bits: int,
+    signed: bool,
+) -> Tensor:
+    torch._check(form in arithmetic.REQUANTIZE, lambda: f"unknown form of requantization '{form}'")
+    return x.new_empty(x.shape, dtype=_storage(bits, signed))
+
+
+def _add(
+    a: Tensor,
+    b: Tensor,
+    pre_shift_a: Tensor,
+    multiplier_a: Tensor,
+    pre_shift_b: Tensor,
+    multiplier_b: Tensor,
+    shift: int,
+    zero_point_a: int,
+    zero_point_b: int,
+    zero_point: int,
+    low: int,
+    high: int,
+    bits: int,
+    signed: bool,
+) -> Tensor:
+    a, b = arithmetic.centre(a, zero_point_a), arithmetic.centre(b, zero_point_b)
+    y = arithmetic.residual_add(a, b, pre_shift_a, multiplier_a, pre_shift_b, multiplier_b, shift)
+    return arithmetic.saturate(y, zero_point, low, high, _storage(bits, signed))
+
+
+def _add_fake(
+    a: Tensor,
+    b: Tensor,
+    pre_shift_a: Tensor,
+    multiplier_a: Tensor,
+    pre_shift_b: Tensor,
+    multiplier_b: Tensor,
+    shift: int,
+    zero_point_a: int,
+    zero_point_b: int,
+    zero_point: int,
+    low: int,
+    high: int,
+    bits: int,
+    signed: bool,
+) -> Tensor:
+    return a.new_empty(torch.broadcast_shapes(a.shape, b.shape), dtype=_storage(bits, signed))
+
+
+def _multiply_fake(a: Tensor, b: Tensor, zero_point_a: int, zero_point_b: int) -> Tensor:
+    return a.new_empty(torch.broadcast_shapes(a.shape, b.shape), dtype=torch.int32)
+
+
+def _lookup(x: Tensor, table: Tensor, bits: int, signed: bool) -> Tensor:
+    return arithmetic.lookup(x, table).to(_storage(bits, signed))
+
+
+def _lookup_fake(x: Tensor, table: Tensor, bits: int, signed: bool) -> Tensor:
+    return x.new_empty(x.shape, dtype=_storage(bits, signed))
+
+
+def _clamp_fake(x: Tensor, low: int, high: int) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _max_pool2d_fake(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+    return x.new_empty((*x.shape[:-2], *_windows(x, kernel, stride, padding, dilation)))
+
+
+def _sum_pool2d_fake(x: Tensor, kernel: list[int], stride: list[int], padding: list[int], zero_point: int) -> Tensor:
+    return x.new_empty((*x.shape[:-2], *_windows(x, kernel, stride, padding, (1, 1))), dtype=torch.int32)
+
+
+def _adaptive_sum_pool2d_fake(x: Tensor, output_size: list[int], zero_point: int) -> Tensor:
+    return x.new_empty((*x.shape[:-2], *output_size), dtype=torch.int32)
+
+
+def _adaptive_max_pool2d_fake(x: Tensor, output_size: list[int]) -> Tensor:
+    return x.new_empty((*x.shape[:-2], *output_size))
+
+
+def _sum_fake(x: Tensor, dim: list[int], keepdim: bool, zero_point: int) -> Tensor:
+    reduced = {d % x.dim() for d in dim} or set(range(x.dim()))
+    kept = [1 if d in reduced else size for d, size in enumerate(x.shape) if keepdim or d not in reduced]
+    return x.new_empty(kept, dtype=torch.int32)
+
+
+def _dilate_fake(x: Tensor, factor: list[int], value: int) -> Tensor:
+    return x.new_empty((*x.shape[:-2], *((n - 1) * f + 1 for n, f in zip(x.shape[-2:], factor, strict=True))))
+
+
+def _windows(
+    x: Tensor, kernel: Sequence[Size], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[Size, Size]:
+    """How many windows fit the padded height and width."""
+    height, width = (
+        (x.shape[i - 2] + padding[2 * i] + padding[2 * i + 1] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
+    )
+    return height, width
+
+
+# Name: (reference kernel, shape function). Both give contiguous tensors, so that a view after them means the same at both.
+_KERNELS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "quantize": (_quantize, _quantize_fake),
+    "dequantize": (_dequantize, _dequantize_fake),
+    "convolution": (arithmetic.convolution, _convolution_fake),
+    "linear": (arithmetic.linear, _linear_fake),
+    "requantize": (_requantize, _requantize_fake),
+    "add": (_add, _add_fake),
+    "multiply": (arithmetic.multiply, _multiply_fake),
+    "lookup": (_lookup, _lookup_fake),
+    "clamp": (arithmetic.clamp, _clamp_fake),
+    "max_pool2d": (arithmetic.max_pool2d, _max_pool2d_fake),
+    "sum_pool2d": (arithmetic.sum_pool2d, _sum_pool2d_fake),
+    "adaptive_sum_pool2d": (arithmetic.adaptive_sum_pool2d, _adaptive_sum_pool2d_fake),
+    "adaptive_max_pool2d": (arithmetic.adaptive_max_pool2d, _adaptive_max_pool2d_fake),
+    "sum": (arithmetic.reduce_sum, _sum_fake),
+    "dilate": (arithmetic.dilate, _dilate_fake),
+}
+
+
+def _contiguous(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(kernel)
+    def contiguous_kernel(*arguments: Any) -> Tensor:
+        return kernel(*arguments).contiguous()
+
+    return contiguous_kernel
+
+
+def _register() -> None:
+    for name, schema in SCHEMAS.items():
+        kernel, shape_function = _KERNELS[name]
+        LIBRARY.define(name + schema)
+        LIBRARY.impl(name, _contiguous(kernel), "CPU")
+        torch.library.register_fake(f"qc::{name}", shape_function, lib=LIBRARY)
+
+
+_register()
