@@ -1,0 +1,204 @@
+"""From a ``torch.export`` program to a Program at stage FLOAT: pure, flat, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec, OutputKind, OutputSpec, TensorArgument
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils import _pytree as pytree
+
+from qcompiler.capture.functionalize import functionalize
+from qcompiler.errors import CaptureError, UnsupportedOpError
+from qcompiler.ir import edit
+from qcompiler.ir.batch import check_independent_samples
+from qcompiler.ir.float_ops import FLOAT_OPS
+from qcompiler.ir.program import Program, ValueSpec
+from qcompiler.ir.provenance import Provenance, describe, provenance_of
+from qcompiler.ir.types import Stage
+
+Memory = tuple[int, torch.Size, tuple[int, ...]]  # address, shape, strides
+
+_CONSTANT_INPUTS = frozenset({InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR})
+
+# What torch.export leaves in a graph to check its own assumptions; shapes and dtypes are checked by Program and verifier.
+_ASSERTIONS = frozenset(
+    {
+        torch.ops.aten._assert_tensor_metadata.default,
+        torch.ops.aten._assert_scalar.default,
+        torch.ops.aten._assert_async.msg,
+        torch.ops.aten.sym_constrain_range_for_size.default,
+    }
+)
+
+_HINTS: Mapping[str, str] = {
+    "cond": "control flow on tensors is not compiled: use torch.where or clamp",
+    "map_impl": "loops over tensors are not compiled: write them out",
+    "wrap_with_set_grad_enabled": "export the module under torch.no_grad(), or capture the module itself",
+    "dropout": "this dropout is active in evaluation mode: pass training=self.training",
+    "batch_norm": "this batch norm uses the statistics of its batch in evaluation mode: train it with track_running_stats=True",
+    "item": "a number must not depend on the values of a tensor: keep it a tensor or make it an attribute",
+}
+_GENERAL_HINT = "write it with ops of docs/capture.md, or keep that part of the model outside"
+
+
+def program_from_exported(exported: ExportedProgram) -> Program:
+    """The FLOAT program of an exported program; its weights are copied.
+
+    Raises:
+        CaptureError, UnsupportedOpError: as ``qcompiler.capture.capture`` says.
+    """
+    graph_module = _flat_graph_module(exported)
+    graph = graph_module.graph
+    functionalize(graph)
+    _check_ops(graph)
+    program = Program(graph_module, Stage.FLOAT, _input_specs(graph), _output_specs(exported, graph))
+    edit.erase_dead(program)
+    check_independent_samples(program)
+    return program
+
+
+def _flat_graph_module(exported: ExportedProgram) -> fx.GraphModule:
+    """The exported graph with parameters, buffers and lifted constants as flat buffers, each named once, at its first use."""
+    graph_module = fx.GraphModule(torch.nn.Module(), fx.Graph(), class_name="Program")
+    graph = graph_module.graph
+    constants = _constants(exported)
+    mapping: dict[fx.Node, fx.Node] = {}
+    names: dict[Memory, str] = {}
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in mapping:
+            mapping[node] = _constant_node(graph_module, node, *constants[node.name], names)
+        return mapping[node]
+
+    for node in exported.graph.nodes:
+        if node.name in constants or node.target in _ASSERTIONS:
+            continue
+        _check_node(node)
+        if node.op == "output":
+            graph.output(tuple(copied(value) for value in _user_outputs(exported, node)))
+            continue
+        mapping[node] = _with_meta(graph.node_copy(node, copied), node)
+    return graph_module
+
+
+def _constants(exported: ExportedProgram) -> dict[str, tuple[str, torch.Tensor]]:
+    """Placeholder name -> (dotted name in the module, tensor) of everything that is not an input of the user."""
+    result: dict[str, tuple[str, torch.Tensor]] = {}
+    for spec in exported.graph_signature.input_specs:
+        _check_input(spec)
+        if spec.kind in _CONSTANT_INPUTS:
+            name = spec.target or spec.arg.name
+            tensor = exported.state_dict[name] if name in exported.state_dict else exported.constants[name]
+            result[spec.arg.name] = (name, tensor)
+    return result
+
+
+def _check_input(spec: InputSpec) -> None:
+    if spec.kind in _CONSTANT_INPUTS:
+        return
+    if spec.kind is not InputKind.USER_INPUT:
+        raise CaptureError(f"input '{spec.arg.name}' is a {spec.kind.name.lower().replace('_', ' ')}: every input must be a tensor")
+    if isinstance(spec.arg, ConstantArgument):
+        raise CaptureError(
+            f"input '{spec.arg.name}' is the constant {spec.arg.value!r}: every input must be a tensor; fix it inside the module"
+        )
+
+
+def _check_node(node: fx.Node) -> None:
+    if node.op not in ("placeholder", "call_function", "output"):
+        raise CaptureError(f"{describe(node)} is a part of control flow: it is not compiled; use torch.where or clamp")
+    if free_unbacked_symbols(node.meta.get("val")):
+        raise CaptureError(
+            f"{describe(node)} gives a shape or number that depends on values: sizes must follow from the shapes of the inputs"
+        )
+
+
+def _constant_node(graph_module: fx.GraphModule, node: fx.Node, dotted: str, tensor: torch.Tensor, names: dict[Memory, str]) -> fx.Node:
+    """A ``get_attr`` node for what the placeholder ``node`` stood for. Tied weights (the same memory) are one buffer."""
+    key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+    if key not in names:
+        names[key] = edit.unique_attribute(graph_module, dotted)
+        graph_module.register_buffer(names[key], tensor.detach().clone(memory_format=torch.contiguous_format))
+    created = graph_module.graph.create_node("get_attr", names[key], name=names[key])
+    created.meta["val"] = node.meta["val"]
+    created.meta["provenance"] = Provenance(module_path=dotted.rpartition(".")[0])
+    return created
+
+
+def _with_meta(created: fx.Node, origin: fx.Node) -> fx.Node:
+    # torch.export inserts sym_size itself and notes its own source line.
+    provenance = Provenance() if edit.is_call(origin, torch.ops.aten.sym_size.int) else provenance_of(origin)
+    created.meta = {"val": origin.meta["val"], "provenance": provenance}
+    return created
+
+
+def _user_outputs(exported: ExportedProgram, node: fx.Node) -> list[fx.Node]:
+    """The nodes of the user's outputs, in order. Writes into buffers or inputs that torch lists as outputs too are left out or declined."""
+    values = node.args[0]
+    assert isinstance(values, tuple | list)  # the output convention of torch.export
+    outputs = []
+    for spec, value in zip(exported.graph_signature.output_specs, values, strict=True):
+        _check_output(spec)
+        if spec.kind is OutputKind.USER_OUTPUT:
+            outputs.append(value)
+    return outputs
+
+
+def _check_output(spec: OutputSpec) -> None:
+    if spec.kind is OutputKind.BUFFER_MUTATION:
+        raise CaptureError(f"the model writes into its buffer '{spec.target}': a program keeps nothing from call to call")
+    if spec.kind is OutputKind.USER_OUTPUT and not isinstance(spec.arg, TensorArgument):
+        value = getattr(spec.arg, "value", spec.arg)
+        raise CaptureError(f"the model returns {value!r} among its outputs: every output must be a tensor")
+
+
+def _check_ops(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "call_function" and (node.target not in FLOAT_OPS or _is_training_only(node)):
+            raise UnsupportedOpError(f"{describe(node)} is not supported: {_HINTS.get(_packet(node), _GENERAL_HINT)}")
+
+
+def _is_training_only(node: fx.Node) -> bool:
+    """Dropout that drops, and batch norm that normalizes by the batch at hand, make samples random or dependent."""
+    if edit.is_call(node, torch.ops.aten.dropout.default):
+        return bool(edit.argument(node, "train"))
+    return edit.is_call(node, torch.ops.aten.batch_norm.default) and bool(edit.argument(node, "training"))
+
+
+def _packet(node: fx.Node) -> str:
+    """``dropout`` of ``aten.dropout.default``."""
+    name = getattr(node.target, "_schema", None)
+    return str(name.name).rpartition("::")[2] if name is not None else getattr(node.target, "__name__", str(node.target))
+
+
+def _input_specs(graph: fx.Graph) -> tuple[ValueSpec, ...]:
+    return tuple(_value_spec(node.name, node) for node in graph.nodes if node.op == "placeholder")
+
+
+def _output_specs(exported: ExportedProgram, graph: fx.Graph) -> tuple[ValueSpec, ...]:
+    nodes = graph.output_node().args[0]
+    assert isinstance(nodes, tuple)  # _flat_graph_module made it so
+    return tuple(_value_spec(name, node) for name, node in zip(_output_names(exported, len(nodes)), nodes, strict=True))
+
+
+def _output_names(exported: ExportedProgram, count: int) -> list[str]:
+    """``output`` of a model that returns one tensor, ``output_0``, … of a tuple, the keys of a dictionary (nested: joined by ``_``)."""
+    tree = exported.call_spec.out_spec
+    if tree is None or tree.num_leaves != count:
+        return ["output"] if count == 1 else [f"output_{position}" for position in range(count)]
+    paths = [path for path, _ in pytree.tree_flatten_with_path(pytree.tree_unflatten(range(count), tree))[0]]
+    return [_output_name(path) for path in paths]
+
+
+def _output_name(path: tuple[object, ...]) -> str:
+    keys = [str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))) for entry in path]
+    return "_".join(["output", *keys] if not keys or keys[0].isdigit() else keys)
+
+
+def _value_spec(name: str, node: fx.Node) -> ValueSpec:
+    value = node.meta["val"]
+    return ValueSpec(name, value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape))

@@ -1,0 +1,109 @@
+"""From a torch module to a ``torch.export`` program: evaluation mode, symbolic batch, and errors in one line."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from qcompiler.errors import CaptureError
+
+# torch.export treats the sizes 0 and 1 as constants, so a symbolic dimension needs an example of at least this size.
+SMALLEST_DYNAMIC_BATCH = 2
+
+_TORCH_DIRECTORY = str(Path(torch.__file__).parent)
+_SPECIALIZED = re.compile(r"specialized it to be a constant \((\d+)\)|Constraints violated")
+
+
+def export_module(model: nn.Module, inputs: tuple[torch.Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
+    """``torch.export.export`` of the module in evaluation mode; dimension 0 of every input is one symbol if ``dynamic_batch``.
+
+    Raises:
+        CaptureError: as ``capture`` says; the error of torch stays attached as its cause.
+    """
+    _check_devices(model, inputs)
+    shapes: Any = None  # torch.export takes a ShapesCollection, though its annotation does not say so
+    if dynamic_batch:
+        inputs = _with_traceable_batch(inputs)
+        shapes = ShapesCollection()
+        for value in inputs:
+            shapes[value] = {0: Dim("batch")}
+    with _evaluation_mode(model), torch.no_grad():
+        try:
+            return torch.export.export(model, inputs, dynamic_shapes=shapes)
+        except Exception as error:  # torch.export lets every error of the model through, besides its own many kinds
+            raise _explain(error, model, inputs) from error
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """``model.eval()`` for the time of the block; afterwards each submodule has the mode that it had before."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _check_devices(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    devices = {str(value.device) for value in (*model.parameters(), *model.buffers(), *inputs)} - {"cpu"}
+    if devices:
+        raise CaptureError(f"{type(model).__name__} has tensors on {', '.join(sorted(devices))}: move the model and its inputs with .cpu()")
+
+
+def _with_traceable_batch(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Fresh tensors with a batch of at least two; fresh, because one tensor given twice would count as one input."""
+    sizes = {value.shape[0] for value in inputs if value.ndim}
+    if len(sizes) != 1 or any(value.ndim == 0 for value in inputs):
+        shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
+        raise CaptureError(f"inputs of shapes {shapes} do not share a batch in dimension 0: capture with dynamic_batch=False")
+    batch = sizes.pop()
+    if batch == 0:
+        raise CaptureError("the example inputs are an empty batch: give at least one sample")
+    if batch >= SMALLEST_DYNAMIC_BATCH:
+        return tuple(value.detach().clone() for value in inputs)
+    return tuple(value.detach()[:1].repeat(SMALLEST_DYNAMIC_BATCH, *[1] * (value.ndim - 1)) for value in inputs)
+
+
+def _explain(error: Exception, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> CaptureError:
+    """One line for whatever ``torch.export`` raised."""
+    name = type(model).__name__
+    if isinstance(error, GuardOnDataDependentSymNode):
+        return CaptureError(
+            f"{name} decides by the values of a tensor{_place(error)}: control flow and shapes must not depend on values;"
+            " use torch.where or clamp, or move the decision out of the model"
+        )
+    specialized = _SPECIALIZED.search(str(error))
+    if specialized:
+        size = f" to {specialized[1]}" if specialized[1] else ""
+        return CaptureError(f"{name} fixes the batch size{size}: capture with dynamic_batch=False, or write its shapes with x.shape[0]")
+    try:
+        model(*inputs)
+    except Exception as failure:
+        return CaptureError(f"{name} fails on the example inputs{_place(failure)}: {_first_line(failure)}")
+    return CaptureError(f"torch.export cannot trace {name}{_place(error)}: {_first_line(error)}")
+
+
+def _place(error: BaseException) -> str:
+    """`` at file:line (code)`` of the innermost frame that belongs to the user's model, or nothing."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    return f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+
+
+def _is_users(filename: str) -> bool:
+    return not filename.startswith((_TORCH_DIRECTORY, "<")) and filename != __file__
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,64 @@
+"""A pass made of one local rewrite, in three steps: match, check, rewrite."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from torch import fx
+
+from qcompiler.ir import edit
+from qcompiler.ir.program import Program
+from qcompiler.ir.provenance import provenance_of
+from qcompiler.pipeline.contract import Pass, PassContext, PassResult
+
+Match = TypeVar("Match")
+
+
+@dataclass(frozen=True)
+class RewritePass(Pass, Generic[Match]):
+    """Goes over the nodes once, in topological order, and rewrites where it can.
+
+    A subclass says in ``match`` whether a node is of its kind, in ``check`` why a match must be left alone, and in ``rewrite``
+    what becomes of it. Where nothing is rewritten the result is the very program that came in. Every declined match is a note.
+    """
+
+    @abstractmethod
+    def match(self, node: fx.Node) -> Match | None:
+        """What the rewrite needs to know about ``node``, or None if it is not of this kind."""
+
+    def check(self, match: Match) -> str | None:
+        """Why this match is left alone (one clause, for the user), or None if it can be rewritten."""
+        return None
+
+    @abstractmethod
+    def rewrite(self, graph_module: fx.GraphModule, match: Match) -> None:
+        """Replace the matched nodes. What becomes dead is swept afterwards; nodes inserted after the match are visited too."""
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        if not any(self._applies(node) for node in program.graph.nodes):
+            return PassResult(program, False, self._declined(program))
+        work = edit.copy(program)
+        rewritten = 0
+        for node in work.graph.nodes:
+            match = self.match(node)
+            if match is not None and self.check(match) is None:
+                self.rewrite(work.graph_module, match)
+                rewritten += 1
+        edit.erase_dead(work)
+        return PassResult(work, True, (f"{rewritten} rewritten", *self._declined(work)))
+
+    def _applies(self, node: fx.Node) -> bool:
+        match = self.match(node)
+        return match is not None and self.check(match) is None
+
+    def _declined(self, program: Program) -> tuple[str, ...]:
+        matches = ((node, self.match(node)) for node in program.graph.nodes)
+        reasons = ((node, self.check(match)) for node, match in matches if match is not None)
+        return tuple(f"{node.name}{_place(node)} left alone: {reason}" for node, reason in reasons if reason is not None)
+
+
+def _place(node: fx.Node) -> str:
+    location = provenance_of(node).location
+    return f" ({location})" if location else ""
