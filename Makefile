@@ -31,7 +31,7 @@ format: $(STAMP)
 	$(BIN)/ruff format $(SOURCES)
 
 bench: $(STAMP) $(PEERS_STAMP)
-	$(BIN)/python benchmarks/compare.py --peers $(PEERS)/bin/python
+	PYTHONPATH=examples $(BIN)/python benchmarks/compare.py --peers $(PEERS)/bin/python
 
 peers: $(PEERS_STAMP)
 
