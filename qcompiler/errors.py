@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 
 class QCompilerError(Exception):
     """Base of every error that a user can cause and mend; the command line prints it without a traceback, status 1."""
+
+    def within(self, context: str) -> Self:
+        """The same error; its message now starts with where it happened."""
+        self.args = (f"{context}: {self}", *self.args[1:])
+        return self
 
 
 class CaptureError(QCompilerError):
