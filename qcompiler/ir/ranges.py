@@ -1,0 +1,468 @@
+"""Interval analysis of INTEGER programs: for every value an interval that holds whatever the inputs are.
+
+The analysis *is* the overflow proof: it follows the actual weights from the input types down, and raises VerificationError at
+the first accumulator, pre-shift or output that could leave its type. Intervals are kept per channel (wider where that is enough).
+
+- **Sums of products** (convolution, linear). For output channel n, inputs x_k in [l_k, h_k] and weights w_nk::
+
+      high_n = bias_n + sum_k (max(w_nk, 0) h_k + min(w_nk, 0) l_k)        low_n likewise with l and h exchanged
+
+  No bound can be tighter when every x_k is free. Two's-complement additions may wrap on the way and still give the right sum,
+  so only the sum itself has to fit, whatever the order in which a kernel adds.
+- **Monotone ops** (requantize, add, clamp, pooling by maximum) are evaluated by their own reference kernels at both ends.
+- **Data movement** is executed on the intervals themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.node import map_arg
+
+from qcompiler.arithmetic.pooling import adaptive_windows
+from qcompiler.errors import VerificationError
+from qcompiler.ir.edit import argument, constant_value
+from qcompiler.ir.program import Program
+from qcompiler.ir.provenance import describe
+from qcompiler.ir.stages import INTEGER_MOVEMENT_OPS
+from qcompiler.ir.types import INT32, IntegerRange, IntegerType, Stage
+
+_MOST_INTERVALS = 1 << 16  # kept for one value; past it they are united over the innermost dimensions
+_MOST_ELEMENTS = 1 << 24  # of one value, when data movement is executed on its intervals
+
+_INT32 = IntegerRange(INT32.low, INT32.high)
+_SUM_ADVICE = "requantize to fewer bits first, or reduce in two steps with a requantization between them"
+
+_aten, _qc = torch.ops.aten, torch.ops.qc
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """Interval of every element of a value: int64 tensors of the value's rank, of size 1 along dimensions where all share one.
+
+    The batch dimension has size 1 when it is symbolic.
+    """
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    @property
+    def range(self) -> IntegerRange:
+        """One interval for the whole value."""
+        return IntegerRange(int(self.low.min()), int(self.high.max()))
+
+    def along(self, dimension: int) -> Bounds:
+        """One interval for each index of ``dimension`` (a single one if all share it), as vectors."""
+        others = [d for d in range(self.low.ndim) if d != dimension % self.low.ndim]
+        return Bounds(self.low.amin(others), self.high.amax(others)) if others else self
+
+    def united(self, *dimensions: int) -> Bounds:
+        """One interval along each of ``dimensions``, which stay with size 1."""
+        return Bounds(self.low.amin(dimensions, True), self.high.amax(dimensions, True)) if dimensions else self
+
+    def including(self, value: int) -> Bounds:
+        return Bounds(self.low.clamp(max=value), self.high.clamp(min=value))
+
+    def minus(self, zero_point: int) -> Bounds:
+        return Bounds(self.low - zero_point, self.high - zero_point)
+
+
+Known = Mapping[fx.Node, Bounds]
+Rule = Callable[[fx.Node, Known], Bounds]
+
+
+def analyze(program: Program) -> dict[fx.Node, Bounds]:
+    """Bounds of every value of an INTEGER program for all inputs of its input types.
+
+    Raises:
+        VerificationError: a value cannot be proven to stay in its type; names the node, the bound and what to change.
+    """
+    if program.stage is not Stage.INTEGER:
+        raise VerificationError(f"ranges are proven at stage integer, the program is at {program.stage.value}: lower it first")
+    known: dict[fx.Node, Bounds] = {}
+    specs = iter(program.inputs)
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            quantized = next(specs).quantized
+            known[node] = _of_type(node, quantized.integer) if quantized else _of_dtype(node)
+        elif node.op != "output":
+            known[node] = bounds_of(node, known)
+    return known
+
+
+def bounds_of(node: fx.Node, known: Known) -> Bounds:
+    """Bounds of a constant or a call, given those of its operands. Raises as ``analyze``."""
+    if node.op == "get_attr":
+        return _of_constant(node)
+    rule = _RULES.get(node.target) if callable(node.target) else None
+    if rule is None:
+        raise VerificationError(f"{describe(node)}: no range can be proven for this op at stage integer; lower it to qc:: ops first")
+    bounds = _settled(node, rule(node, known))
+    limits = torch.iinfo(node.meta["val"].dtype)
+    _require(node, bounds, IntegerRange(limits.min, limits.max), "the result", "choose a wider type for the result")
+    return bounds
+
+
+def annotate(program: Program) -> None:
+    """Write the proven range of every value into its ``meta["quantized"]``, in place: the last step of a pass that gives INTEGER."""
+    for node, bounds in analyze(program).items():
+        if "quantized" in node.meta:
+            proven = bounds.range
+            node.meta["quantized"] = node.meta["quantized"].with_range(proven.low, proven.high)
+
+
+def accumulator_bounds(
+    x_range: IntegerRange | tuple[torch.Tensor, torch.Tensor],
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    groups: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tight interval of ``bias + sum_k weight[n, k] x_k`` for each output channel n, the formula of the module's docstring.
+
+    Args:
+        x_range: interval of every input element, or (low, high) vectors with one entry per input channel. Where the op pads, the
+            padding value has to lie inside.
+        weight: integers [N, K] (linear) or [N, C / groups, kernel…] (convolution).
+        bias: integers [N] or None.
+        groups: as for convolution.
+
+    Returns:
+        (low, high), int64 tensors [N].
+    """
+    outputs, channels = weight.shape[0], weight.shape[1]
+    wide = weight.to(torch.int64).reshape(outputs, channels, -1)
+    positive, negative = wide.clamp(min=0).sum(2), wide.clamp(max=0).sum(2)
+    low, high = (_per_output(end, outputs, channels, groups) for end in _ends(x_range))
+    offset = torch.zeros(outputs, dtype=torch.int64) if bias is None else bias.to(torch.int64)
+    return (positive * low + negative * high).sum(1) + offset, (positive * high + negative * low).sum(1) + offset
+
+
+def _ends(x_range: IntegerRange | tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(x_range, IntegerRange):
+        return torch.tensor([x_range.low]), torch.tensor([x_range.high])
+    return x_range[0].to(torch.int64), x_range[1].to(torch.int64)
+
+
+def _per_output(end: torch.Tensor, outputs: int, channels: int, groups: int) -> torch.Tensor:
+    """[1] or [groups * channels] -> [outputs, channels]: what each output channel's group reads."""
+    return end.expand(groups * channels).reshape(groups, channels).repeat_interleave(outputs // groups, 0)
+
+
+# ---- rules: one for each op of stage INTEGER -------------------------------------------------------------------------------------
+
+
+def _convolution(node: fx.Node, known: Known) -> Bounds:
+    x = known[argument(node, "x")].along(1)
+    if any(argument(node, "padding")):
+        x = x.including(argument(node, "pad_value"))
+    return _accumulator(node, x, argument(node, "groups"), (1, -1, 1, 1))
+
+
+def _linear(node: fx.Node, known: Known) -> Bounds:
+    x = known[argument(node, "x")]
+    return _accumulator(node, x.along(-1), 1, (*[1] * (x.low.ndim - 1), -1))
+
+
+def _accumulator(node: fx.Node, x: Bounds, groups: int, shape: tuple[int, ...]) -> Bounds:
+    weight, bias = _constant(node, "weight"), _constant(node, "bias")
+    low, high = accumulator_bounds((x.low, x.high), weight, bias, groups)
+    bounds = Bounds(low.reshape(shape), high.reshape(shape))
+    _require(
+        node,
+        bounds,
+        _INT32,
+        f"the accumulator over {weight[0].numel()} products",
+        "split the layer's input channels, or quantize weights or activations to fewer bits",
+    )
+    return bounds
+
+
+def _requantize(node: fx.Node, known: Known) -> Bounds:
+    x = known[argument(node, "x")]
+    a = x.minus(argument(node, "input_zero_point"))
+    _require(node, a, _INT32, "x - input_zero_point", "use a smaller input zero point")
+    _FORMS[argument(node, "form")](node, a)
+    _check_limits(node)
+    return _at_ends(node, {"x": x})
+
+
+def _prove_high(node: fx.Node, a: Bounds) -> None:
+    _check_parameter(node, "shift", 1, 30)
+    _check_high_multiplier(node, "multiplier")
+    _prove_pre_shift(node, a, "pre_shift")
+
+
+def _prove_narrow(node: fx.Node, a: Bounds) -> None:
+    pre_shift = _check_parameter(node, "pre_shift", 0, 31)
+    _check_parameter(node, "shift", 0, 15)
+    _check_parameter(node, "multiplier", 0, (1 << 15) - 1)
+    half = (torch.ones_like(pre_shift) << pre_shift) >> 1
+    _require(node, Bounds(a.low, a.high + half), _INT32, "a + 2^(pre_shift - 1)", "use the form 'high'")
+
+
+def _prove_exact64(node: fx.Node, a: Bounds) -> None:
+    # |a m| + 2^61 < 2^62 + 2^61 fits int64 for every int32 a.
+    _check_parameter(node, "pre_shift", 0, 0)
+    _check_parameter(node, "shift", 0, 62)
+    _check_parameter(node, "multiplier", 0, (1 << 31) - 1)
+
+
+_FORMS: dict[str, Callable[[fx.Node, Bounds], None]] = {"high": _prove_high, "narrow": _prove_narrow, "exact64": _prove_exact64}
+
+
+def _add(node: fx.Node, known: Known) -> Bounds:
+    operands = {name: known[argument(node, name)] for name in ("a", "b")}
+    shift = argument(node, "shift")
+    if not 1 <= shift <= 31:
+        raise VerificationError(f"{describe(node)}: shift is {shift}, outside [1, 31]; choose the multipliers anew")
+    low, high = torch.tensor(1 << (shift - 1)), torch.tensor(1 << (shift - 1))
+    for name, bounds in operands.items():
+        centred = bounds.minus(argument(node, f"zero_point_{name}"))
+        _require(node, centred, _INT32, f"{name} - zero_point_{name}", "use a smaller zero point")
+        shifted = _prove_pre_shift(node, centred, f"pre_shift_{name}")
+        multiplier = _check_high_multiplier(node, f"multiplier_{name}")
+        # High halves as arithmetic.residual_add takes them; both fit int64 for int32 factors.
+        low, high = low + (shifted.low * multiplier >> 32), high + (shifted.high * multiplier >> 32)
+    _require(node, Bounds(low, high), _INT32, "the sum of both high halves and the rounding term", "choose smaller pre-shifts and shift")
+    _check_limits(node)
+    return _at_ends(node, operands)
+
+
+def _multiply(node: fx.Node, known: Known) -> Bounds:
+    a, b = (known[argument(node, name)].minus(argument(node, f"zero_point_{name}")) for name in ("a", "b"))
+    corners = torch.stack(torch.broadcast_tensors(a.low * b.low, a.low * b.high, a.high * b.low, a.high * b.high))
+    bounds = Bounds(corners.amin(0), corners.amax(0))
+    _require(node, bounds, _INT32, "the product", "requantize the operands to fewer bits first")
+    return bounds
+
+
+def _lookup(node: fx.Node, known: Known) -> Bounds:
+    operand = argument(node, "x")
+    x = known[operand].along(min(1, known[operand].low.ndim - 1))
+    table, first = _constant(node, "table"), torch.iinfo(operand.meta["val"].dtype).min
+    entries = torch.arange(first, first + table.shape[-1])
+    reached = (entries >= x.low[:, None]) & (entries <= x.high[:, None])
+    limits = torch.iinfo(torch.int64)
+    low = table.masked_fill(~reached, limits.max).amin(1)
+    high = table.masked_fill(~reached, limits.min).amax(1)
+    shape = (1, -1, *[1] * (known[operand].low.ndim - 2)) if known[operand].low.ndim > 1 else (-1,)
+    bounds = Bounds(low.reshape(shape), high.reshape(shape))
+    _require(node, bounds, _type_range(node), "the table", "rebuild it for the type that the op declares")
+    return bounds
+
+
+def _clamp(node: fx.Node, known: Known) -> Bounds:
+    return _at_ends(node, {"x": known[argument(node, "x")]})
+
+
+def _max_pool(node: fx.Node, known: Known) -> Bounds:
+    operand = argument(node, "x")
+    bounds = known[operand].united(2, 3)
+    top, bottom, left, right = argument(node, "padding")
+    kernel, dilation = argument(node, "kernel"), argument(node, "dilation")
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    # A window may miss the input altogether, and gives the padding then.
+    missing = max(top, bottom) > reach[0] or max(left, right) > reach[1] or (max(dilation) > 1 and any((top, bottom, left, right)))
+    return bounds.including(torch.iinfo(operand.meta["val"].dtype).min) if missing else bounds
+
+
+def _adaptive_max_pool(node: fx.Node, known: Known) -> Bounds:
+    return known[argument(node, "x")].united(2, 3)
+
+
+def _sum_pool(node: fx.Node, known: Known) -> Bounds:
+    x = known[argument(node, "x")].united(2, 3).minus(argument(node, "zero_point"))
+    height, width = argument(node, "kernel")
+    x = x.including(0) if any(argument(node, "padding")) else x
+    return _pooled_sum(node, x, height * width, height * width)
+
+
+def _adaptive_sum_pool(node: fx.Node, known: Known) -> Bounds:
+    operand = argument(node, "x")
+    sides = zip(operand.meta["val"].shape[2:], argument(node, "output_size"), strict=True)
+    rows, columns = ([end - start for start, end in adaptive_windows(int(size), count)] for size, count in sides)
+    x = known[operand].united(2, 3).minus(argument(node, "zero_point"))
+    return _pooled_sum(node, x, min(rows) * min(columns), max(rows) * max(columns))
+
+
+def _pooled_sum(node: fx.Node, x: Bounds, fewest: int, most: int) -> Bounds:
+    bounds = Bounds(torch.minimum(x.low * fewest, x.low * most), torch.maximum(x.high * fewest, x.high * most))
+    _require(node, bounds, _INT32, f"the sum of {most} values", _SUM_ADVICE)
+    return bounds
+
+
+def _sum(node: fx.Node, known: Known) -> Bounds:
+    operand = argument(node, "x")
+    x, sizes = known[operand].minus(argument(node, "zero_point")), operand.meta["val"].shape
+    dims = [dim % len(sizes) for dim in argument(node, "dim")] or list(range(len(sizes)))
+    if any(isinstance(sizes[dim], torch.SymInt) for dim in dims):
+        raise VerificationError(f"{describe(node)} sums over the batch, so its sum has no bound; reduce over other dimensions")
+    whole = [int(sizes[dim]) if dim in dims else size for dim, size in enumerate(x.low.shape)]
+    keepdim = argument(node, "keepdim")
+    bounds = Bounds(x.low.expand(whole).sum(dims, keepdim), x.high.expand(whole).sum(dims, keepdim))
+    _require(node, bounds, _INT32, "the sum", _SUM_ADVICE)
+    return bounds
+
+
+def _dilate(node: fx.Node, known: Known) -> Bounds:
+    x = known[argument(node, "x")].united(-2, -1)
+    return x.including(argument(node, "value")) if max(argument(node, "factor")) > 1 else x
+
+
+def _movement(node: fx.Node, known: Known) -> Bounds:
+    """Every element of the result is one of an operand's (or the padding), so the op itself moves the intervals."""
+    operands = node.all_input_nodes
+    whole = [[1 if isinstance(size, torch.SymInt) else size for size in operand.meta["val"].shape] for operand in operands]
+    uniform = all(known[operand].low.numel() == 1 for operand in operands) and node.target is not _aten.constant_pad_nd.default
+    if uniform or any(torch.Size(sizes).numel() > _MOST_ELEMENTS for sizes in whole):
+        return _united_operands(node, known)
+    low = {operand: known[operand].low.expand(sizes) for operand, sizes in zip(operands, whole, strict=True)}
+    high = {operand: known[operand].high.expand(sizes) for operand, sizes in zip(operands, whole, strict=True)}
+    try:
+        return Bounds(_executed(node, low), _executed(node, high))
+    except RuntimeError:  # a view that splits a batch into samples and something else cannot be taken of one sample
+        return _united_operands(node, known)
+
+
+def _united_operands(node: fx.Node, known: Known) -> Bounds:
+    union = known[node.all_input_nodes[0]].range
+    for operand in node.all_input_nodes[1:]:
+        union = union.union(known[operand].range)
+    if node.target is _aten.constant_pad_nd.default:
+        value = int(argument(node, "value"))
+        union = union.union(IntegerRange(value, value))
+    return _filled(node, union)
+
+
+def _executed(node: fx.Node, values: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor:
+    assert callable(node.target)  # bounds_of found a rule for it
+    result = node.target(*map_arg(node.args, values.__getitem__), **map_arg(node.kwargs, values.__getitem__))
+    assert isinstance(result, torch.Tensor)
+    return result
+
+
+_RULES: dict[Callable[..., Any], Rule] = {
+    _qc.convolution.default: _convolution,
+    _qc.linear.default: _linear,
+    _qc.requantize.default: _requantize,
+    _qc.add.default: _add,
+    _qc.multiply.default: _multiply,
+    _qc.lookup.default: _lookup,
+    _qc.clamp.default: _clamp,
+    _qc.max_pool2d.default: _max_pool,
+    _qc.adaptive_max_pool2d.default: _adaptive_max_pool,
+    _qc.sum_pool2d.default: _sum_pool,
+    _qc.adaptive_sum_pool2d.default: _adaptive_sum_pool,
+    _qc.sum.default: _sum,
+    _qc.dilate.default: _dilate,
+    **dict.fromkeys(INTEGER_MOVEMENT_OPS, _movement),
+}
+
+
+# ---- what the rules share ---------------------------------------------------------------------------------------------------------
+
+
+def _of_type(node: fx.Node, kind: IntegerType) -> Bounds:
+    return _filled(node, IntegerRange(kind.low, kind.high))
+
+
+def _of_dtype(node: fx.Node) -> Bounds:
+    dtype = node.meta["val"].dtype
+    if dtype.is_floating_point or dtype.is_complex:
+        raise VerificationError(f"{describe(node)} is {dtype}: inputs of an integer program are integers, quantize outside of it")
+    limits = torch.iinfo(dtype)
+    return _filled(node, IntegerRange(limits.min, limits.max))
+
+
+def _of_constant(node: fx.Node) -> Bounds:
+    tensor = constant_value(node)
+    if tensor is None or tensor.is_floating_point() or tensor.numel() == 0:
+        raise VerificationError(f"{describe(node)} is no integer constant: make it one with edit.add_constant")
+    wide = tensor.to(torch.int64)
+    return _settled(node, Bounds(wide, wide))
+
+
+def _filled(node: fx.Node, interval: IntegerRange) -> Bounds:
+    shape = [1] * node.meta["val"].ndim
+    return Bounds(torch.full(shape, interval.low), torch.full(shape, interval.high))
+
+
+def _settled(node: fx.Node, bounds: Bounds) -> Bounds:
+    """The same intervals with size 1 wherever a dimension is the batch or all its indices share one; not more than a limit."""
+    for dim, size in enumerate(node.meta["val"].shape):
+        shared = all(bool((end == end.narrow(dim, 0, 1)).all()) for end in (bounds.low, bounds.high))
+        if shared or isinstance(size, torch.SymInt):
+            bounds = bounds.united(dim)
+    for dim in reversed(range(bounds.low.ndim)):
+        if bounds.low.numel() > _MOST_INTERVALS:
+            bounds = bounds.united(dim)
+    return bounds
+
+
+def _at_ends(node: fx.Node, operands: Mapping[str, Bounds]) -> Bounds:
+    """A monotone op at both ends of its operands, by its own reference kernel."""
+    schema = node.target._schema  # type: ignore[union-attr]  # only called for op overloads
+    values = {parameter.name: argument(node, parameter.name) for parameter in schema.arguments}
+    dtypes = {name: values[name].meta["val"].dtype for name in operands}
+    constants = {name: constant_value(value) for name, value in values.items() if isinstance(value, fx.Node)}
+    values.update({name: tensor for name, tensor in constants.items() if tensor is not None})
+    ends = []
+    for end in ("low", "high"):
+        values.update({name: getattr(bounds, end).to(dtypes[name]) for name, bounds in operands.items()})
+        ends.append(node.target(**values).to(torch.int64))  # type: ignore[operator]
+    return Bounds(*torch.broadcast_tensors(*ends))
+
+
+def _constant(node: fx.Node, name: str) -> torch.Tensor:
+    """The constant argument ``name`` as int64."""
+    tensor = constant_value(argument(node, name))
+    if tensor is None:
+        raise VerificationError(f"{describe(node)}: {name} is computed, but must be a constant for its range to be proven")
+    return tensor.to(torch.int64)
+
+
+def _check_parameter(node: fx.Node, name: str, low: int, high: int) -> torch.Tensor:
+    tensor = _constant(node, name)
+    if tensor.numel() and not low <= int(tensor.min()) <= int(tensor.max()) <= high:
+        found = IntegerRange(int(tensor.min()), int(tensor.max()))
+        raise VerificationError(f"{describe(node)}: {name} lies in {found}, outside [{low}, {high}]; choose the factor's form anew")
+    return tensor
+
+
+def _check_high_multiplier(node: fx.Node, name: str) -> torch.Tensor:
+    tensor = _check_parameter(node, name, 0, (1 << 31) - 1)
+    if bool((tensor & 1).any()):
+        raise VerificationError(
+            f"{describe(node)}: {name} has odd entries, which targets that double the product cannot use; make them even"
+        )
+    return tensor
+
+
+def _prove_pre_shift(node: fx.Node, a: Bounds, name: str) -> Bounds:
+    pre_shift = _check_parameter(node, name, 0, 31)
+    shifted = Bounds(a.low << pre_shift, a.high << pre_shift)
+    _require(node, shifted, _INT32, f"a << {name} (up to {int(pre_shift.max())})", f"use a smaller {name}")
+    return shifted
+
+
+def _check_limits(node: fx.Node) -> None:
+    """low <= high and both, like the zero point, in the type that the op declares."""
+    kind = _type_range(node)
+    low, high = argument(node, "low"), argument(node, "high")
+    if not kind.low <= low <= high <= kind.high:
+        raise VerificationError(f"{describe(node)}: the clamp [{low}, {high}] does not lie in its type's {kind}; correct low and high")
+
+
+def _type_range(node: fx.Node) -> IntegerRange:
+    kind = IntegerType(argument(node, "bits"), argument(node, "signed"))
+    return IntegerRange(kind.low, kind.high)
+
+
+def _require(node: fx.Node, bounds: Bounds, allowed: IntegerRange, what: str, advice: str) -> None:
+    found = bounds.range
+    if not (allowed.low <= found.low and found.high <= allowed.high):
+        raise VerificationError(f"{describe(node)}: {what} lies in {found}, outside {allowed}; {advice}")

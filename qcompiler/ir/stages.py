@@ -1,0 +1,140 @@
+"""What each stage may hold, as tables: ops, dtypes of their operands and results, types of their attributes.
+
+The verifier reads these tables after every pass, and the reader of artifacts resolves op names through them and nothing else.
+A new op at a stage is a new row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
+from qcompiler.ir.float_ops import FLOAT_OPS
+from qcompiler.ir.types import Stage
+
+Target = Callable[..., Any]
+Dtypes = frozenset[torch.dtype]
+
+_aten, _qc = torch.ops.aten, torch.ops.qc
+
+_FLOAT: Dtypes = frozenset({torch.float32})
+_BYTE: Dtypes = frozenset({torch.int8, torch.uint8})
+_INT8: Dtypes = frozenset({torch.int8})
+_INT32: Dtypes = frozenset({torch.int32})
+_INTEGER: Dtypes = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32})
+_ANY: Dtypes = _FLOAT | _INTEGER | {torch.int64, torch.bool}
+
+
+@dataclass(frozen=True)
+class OpSpecification:
+    """One row: the dtypes of tensor operands by their names in the schema, of every result, and enumerated attribute values."""
+
+    operands: Mapping[str, Dtypes]
+    results: Dtypes
+    choices: Mapping[str, frozenset[object]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageSpecification:
+    """All rows of a stage, the dtypes of its inputs and constants, and the types that an attribute may have."""
+
+    stage: Stage
+    ops: Mapping[Target, OpSpecification]
+    dtypes: Dtypes
+    attributes: tuple[type, ...]
+
+
+def is_tensor_parameter(parameter: torch.Argument) -> bool:
+    """Whether a parameter of an op's schema takes a tensor, an optional tensor or a list of tensors."""
+    return "Tensor" in str(parameter.type)
+
+
+def _uniform(targets: Iterable[Target], dtypes: Dtypes) -> dict[Target, OpSpecification]:
+    """One row for each target: all its tensors may have all of ``dtypes``."""
+    return {target: OpSpecification(dict.fromkeys(_tensor_names(target), dtypes), dtypes) for target in targets}
+
+
+def _tensor_names(target: Target) -> tuple[str, ...]:
+    schema = getattr(target, "_schema", None)  # operator.getitem has none
+    return tuple(parameter.name for parameter in schema.arguments if is_tensor_parameter(parameter)) if schema else ()
+
+
+INTEGER_MOVEMENT_OPS: frozenset[Target] = frozenset(
+    {
+        _aten.view.default,
+        _aten.reshape.default,
+        _aten.flatten.using_ints,
+        _aten.permute.default,
+        _aten.transpose.int,
+        _aten.slice.Tensor,
+        _aten.select.int,
+        _aten.cat.default,
+        _aten.constant_pad_nd.default,
+        _aten.expand.default,
+        _aten.squeeze.dims,
+        _aten.unsqueeze.default,
+        _aten.clone.default,
+        _aten.flip.default,
+    }
+)
+
+_FACTOR = {"multiplier": _INT32, "pre_shift": _INT32, "shift": _INT32}
+_FORMS: frozenset[object] = frozenset({"high", "narrow", "exact64"})
+
+_INTEGER_OPS: dict[Target, OpSpecification] = {
+    _qc.convolution.default: OpSpecification({"x": _BYTE, "weight": _INT8, "bias": _INT32}, _INT32),
+    _qc.linear.default: OpSpecification({"x": _BYTE, "weight": _INT8, "bias": _INT32}, _INT32),
+    _qc.requantize.default: OpSpecification({"x": _INTEGER, **_FACTOR}, _INTEGER, {"form": _FORMS}),
+    _qc.add.default: OpSpecification(
+        {
+            "a": _INTEGER,
+            "b": _INTEGER,
+            "pre_shift_a": _INT32,
+            "multiplier_a": _INT32,
+            "pre_shift_b": _INT32,
+            "multiplier_b": _INT32,
+        },
+        _INTEGER,
+    ),
+    _qc.multiply.default: OpSpecification({"a": _INTEGER, "b": _INTEGER}, _INT32),
+    _qc.lookup.default: OpSpecification({"x": _BYTE, "table": _INTEGER}, _INTEGER),
+    _qc.clamp.default: OpSpecification({"x": _INTEGER}, _INTEGER),
+    _qc.max_pool2d.default: OpSpecification({"x": _INTEGER}, _INTEGER),
+    _qc.adaptive_max_pool2d.default: OpSpecification({"x": _INTEGER}, _INTEGER),
+    _qc.sum_pool2d.default: OpSpecification({"x": _INTEGER}, _INT32),
+    _qc.adaptive_sum_pool2d.default: OpSpecification({"x": _INTEGER}, _INT32),
+    _qc.sum.default: OpSpecification({"x": _INTEGER}, _INT32),
+    _qc.dilate.default: OpSpecification({"x": _INTEGER}, _INTEGER),
+    **_uniform(INTEGER_MOVEMENT_OPS, _INTEGER),
+}
+
+_FLOAT_OPS = _uniform(FLOAT_OPS, _ANY)
+
+_QDQ_OPS: dict[Target, OpSpecification] = {
+    **_FLOAT_OPS,
+    _qc.quantize.default: OpSpecification({"x": _FLOAT}, _INTEGER),
+    _qc.dequantize.default: OpSpecification({"x": _INTEGER}, _FLOAT),
+}
+
+_FLOAT_ATTRIBUTES = (float, int, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+_INTEGER_ATTRIBUTES = (int, bool, str, type(None))
+
+STAGES: dict[Stage, StageSpecification] = {
+    Stage.FLOAT: StageSpecification(Stage.FLOAT, _FLOAT_OPS, _ANY, _FLOAT_ATTRIBUTES),
+    Stage.QDQ: StageSpecification(Stage.QDQ, _QDQ_OPS, _ANY, _FLOAT_ATTRIBUTES),
+    Stage.INTEGER: StageSpecification(Stage.INTEGER, _INTEGER_OPS, _INTEGER, _INTEGER_ATTRIBUTES),
+}
+
+
+def target_names(stage: Stage) -> dict[str, Target]:
+    """The stage's targets by their full names (``qc.requantize.default``), the only way from a name to an op."""
+    return {target_text(target): target for target in STAGES[stage].ops}
+
+
+def target_text(target: Target) -> str:
+    """``aten.add.Tensor`` for an op, ``operator.getitem`` for the one Python function among the targets."""
+    return str(target) if isinstance(target, torch._ops.OpOverload) else f"operator.{target.__name__}"
