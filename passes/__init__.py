@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-PASSES: dict[str, str] = {}
+PASSES: dict[str, str] = {
+    "fold-batch-norm": "qcompiler.passes.canonicalize.fold_batch_norm:FoldBatchNorm",
+}

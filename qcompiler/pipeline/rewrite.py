@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import torch
 from torch import fx
 
 from qcompiler.ir import edit
@@ -14,6 +15,27 @@ from qcompiler.ir.provenance import provenance_of
 from qcompiler.pipeline.contract import Pass, PassContext, PassResult
 
 Match = TypeVar("Match")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a rewrite puts new nodes: before ``node``, which they stand for, on behalf of the pass ``made_by``."""
+
+    graph_module: fx.GraphModule
+    node: fx.Node
+    made_by: str
+
+    def call(self, target: edit.Target, *args: Any, **kwargs: Any) -> fx.Node:
+        return edit.insert_call(
+            self.graph_module.graph, target, args, kwargs, before=self.node, provenance_from=[self.node], made_by=self.made_by
+        )
+
+    def constant(self, name_hint: str, tensor: torch.Tensor) -> fx.Node:
+        return edit.add_constant(self.graph_module, name_hint, tensor, provenance_from=[self.node], made_by=self.made_by)
+
+    def replace(self, new: fx.Node) -> None:
+        """Let the readers of ``node`` read ``new``."""
+        edit.replace(self.node, new)
 
 
 @dataclass(frozen=True)
@@ -33,21 +55,26 @@ class RewritePass(Pass, Generic[Match]):
         return None
 
     @abstractmethod
-    def rewrite(self, graph_module: fx.GraphModule, match: Match) -> None:
-        """Replace the matched nodes. What becomes dead is swept afterwards; nodes inserted after the match are visited too."""
+    def rewrite(self, graph_module: fx.GraphModule, match: Match) -> str | None:
+        """Replace the matched nodes; give a note where the user should know more than that it was done.
+
+        What becomes dead is swept afterwards; nodes inserted after the match are visited too.
+        """
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         if not any(self._applies(node) for node in program.graph.nodes):
             return PassResult(program, False, self._declined(program))
         work = edit.copy(program)
-        rewritten = 0
+        rewritten, notes = 0, []
         for node in work.graph.nodes:
             match = self.match(node)
             if match is not None and self.check(match) is None:
-                self.rewrite(work.graph_module, match)
+                place = f"{node.name}{_place(node)}"
+                note = self.rewrite(work.graph_module, match)
+                notes += [f"{place} {note}"] if note else []
                 rewritten += 1
         edit.erase_dead(work)
-        return PassResult(work, True, (f"{rewritten} rewritten", *self._declined(work)))
+        return PassResult(work, True, (f"{rewritten} rewritten", *notes, *self._declined(work)))
 
     def _applies(self, node: fx.Node) -> bool:
         match = self.match(node)
