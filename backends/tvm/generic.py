@@ -253,8 +253,9 @@ def _fill(operation: Fill, operands: Sequence[_Access], index: Index) -> Expr:
 
 def _quantize(operation: Quantize, operands: Sequence[_Access], index: Index) -> Expr:
     x, reciprocal, zero_point = (operand.load(index) for operand in operands)
-    scaled = tirx.nearbyint(x * reciprocal) + zero_point.astype("float32")
-    return _clamp(scaled, operation.low, operation.high).astype("int32")
+    scaled = tirx.nearbyint(x * reciprocal)
+    number = tirx.Select(tirx.isnan(scaled), tirx.const(0, "float32"), scaled)
+    return _clamp(number + zero_point.astype("float32"), operation.low, operation.high).astype("int32")
 
 
 def _dequantize(operation: Dequantize, operands: Sequence[_Access], index: Index) -> Expr:

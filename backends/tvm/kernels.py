@@ -7,6 +7,11 @@ included (64-byte aligned, 256 bytes of slack before and after the arena).
 
 ``templates.emit`` gives a ``PrimFunc`` whose parameters are buffers or typed handles in that order; ``codegen.build_object`` makes
 it a plain C function ``int symbol(void *, ...)``. Local buffers become stack memory; no kernel may ask for workspace.
+
+``packing.pack(kernel, target, constants)`` gives the parameter tensors in the kernel's order; they are laid out 64-byte aligned.
+``constants`` maps roles to tensors: ``weight`` int8 [O, I / groups, kernel height, kernel width], ``bias`` int32 [O]; for
+Requantization ``pre_shift``, ``multiplier``, ``shift``, for ResidualAdd ``pre_shift_a``, ``multiplier_a``, ``pre_shift_b``,
+``multiplier_b`` (a: the accumulator), int32, [O] where ``per_channel`` says so, else [1] (b is always [1]); ``table`` [256].
 """
 
 from __future__ import annotations

@@ -1,0 +1,174 @@
+"""What the planner decides, as plain data: which kernels run in which order on which addresses. Stored as ``plan.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qcompiler.backends.tvm import kernels
+from qcompiler.backends.tvm.kernels import ConvolutionKernel, Kernel
+from qcompiler.errors import ArtifactError
+
+FORMAT = 1
+Space = Literal["arena", "parameters", "input", "output"]
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A byte address: ``offset`` into the arena, the parameters, or one sample of the input or output number ``index``."""
+
+    space: Space
+    offset: int
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a kernel for the nodes that it computes, with its pointers in the kernel's order."""
+
+    kernel: Kernel
+    pointers: tuple[Pointer, ...]
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The bytes of a buffer of the program, row-major."""
+
+    buffer: str
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Array number ``index`` of what ``packing.pack`` makes of these buffers (role to name) for a convolution kernel."""
+
+    kernel: ConvolutionKernel
+    constants: tuple[tuple[str, str], ...]
+    index: int
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A parameter of the border between floats and integers: of input or output number ``index`` of the program."""
+
+    port: Literal["input", "output"]
+    index: int
+    role: Literal["reciprocal", "scale", "zero_point"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Bytes at ``offset`` of the parameters, computed from the program when it is loaded."""
+
+    offset: int
+    size: int
+    source: Constant | Packed | Scale
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of one sample; ``outer`` is the dtype at the float border, ``inner`` that of the integers."""
+
+    name: str
+    sample_shape: tuple[int, ...]
+    outer: str
+    inner: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole program. With ``batched`` the first dimension of every port is the batch, else the program has no batch.
+
+    A float run does ``quantize``, ``body``, ``dequantize`` for each sample; an integer run ``load``, ``body``, ``store``.
+    """
+
+    target: str
+    batched: bool
+    arena_size: int
+    parameters_size: int
+    parameters: tuple[Parameter, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    quantize: tuple[Step, ...]
+    load: tuple[Step, ...]
+    body: tuple[Step, ...]
+    dequantize: tuple[Step, ...]
+    store: tuple[Step, ...]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return (*self.quantize, *self.load, *self.body, *self.dequantize, *self.store)
+
+
+_KINDS: Mapping[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        *(value for value in vars(kernels).values() if isinstance(value, type) and dataclasses.is_dataclass(value)),
+        *(Pointer, Step, Constant, Packed, Scale, Parameter, Port, Plan),
+    )
+}
+
+
+def encode(value: Any) -> Any:
+    """Dataclasses as objects with their ``kind``, tuples as lists: what ``decode`` reads back."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, **fields}
+    return [encode(item) for item in value] if isinstance(value, tuple) else value
+
+
+def decode(value: Any) -> Any:
+    """The inverse of ``encode``. Raises ArtifactError for an unknown kind, a missing or unknown field, a value of another type."""
+    if isinstance(value, list):
+        return tuple(decode(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ArtifactError(f"the plan holds an unknown kind '{kind}': it was written by another version, compile again")
+    hints = typing.get_type_hints(_KINDS[kind])
+    fields = {name: decode(item) for name, item in value.items() if name != "kind"}
+    if fields.keys() != hints.keys():
+        raise ArtifactError(f"the plan's {kind} has other fields than this version knows: {', '.join(sorted(fields.keys() ^ hints.keys()))}")
+    wrong = [name for name, item in fields.items() if not _conforms(item, hints[name])]
+    if wrong:
+        raise ArtifactError(f"the plan's {kind} holds a value of the wrong type in {', '.join(wrong)}")
+    return _KINDS[kind](**fields)
+
+
+def dumps(plan: Plan) -> bytes:
+    """Stable JSON: the same plan gives the same bytes."""
+    return json.dumps({"format": FORMAT, "plan": encode(plan)}, indent=1, sort_keys=True).encode()
+
+
+def loads(data: bytes) -> Plan:
+    """Read a plan. Raises ArtifactError for anything but a whole plan of this format."""
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise ArtifactError(f"the plan is not JSON ({error}): the artifact is damaged") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ArtifactError(f"the plan is not of format {FORMAT}: it was written by another version, compile again")
+    plan = decode(document.get("plan"))
+    if not isinstance(plan, Plan):
+        raise ArtifactError("the plan file holds something else than a plan: the artifact is damaged")
+    return plan
+
+
+def _conforms(value: Any, hint: Any) -> bool:
+    """Whether a decoded value is of the annotated type; the annotations here are classes, literals, unions and tuples."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is None:
+        return type(value) is hint or (hint is type(None) and value is None)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        items = [arguments[0]] * len(value) if arguments[1:] == (Ellipsis,) else list(arguments)
+        return len(items) == len(value) and all(_conforms(item, wanted) for item, wanted in zip(value, items, strict=True))
+    return any(_conforms(value, option) for option in arguments)

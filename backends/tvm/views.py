@@ -1,0 +1,171 @@
+"""Where a value lies: a strided view of a block of memory. Most data movement of a graph is a change of view and costs nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from qcompiler.backends.tvm.kernels import ITEM_SIZE, Activation, Operand
+from qcompiler.backends.tvm.plan import Space
+
+ALIGNMENT = 64
+
+
+@dataclass(eq=False)
+class Storage:
+    """A block of memory. ``offset`` is its place in ``space`` (an input or output: which one), known when planning ends."""
+
+    space: Space
+    size: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """Element ``index`` of the value is element ``offset + sum(index * strides)`` of the storage.
+
+    ``activation`` is set where the storage holds nothing but this feature map (or matrix), as the convolution kernels want it;
+    ``halo_value`` is what its halo, if any, is filled with.
+    """
+
+    storage: Storage
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+    activation: Activation | None = None
+    halo_value: int = 0
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def byte_offset(self) -> int:
+        return self.offset * ITEM_SIZE[self.dtype]
+
+    @property
+    def aligned(self) -> bool:
+        return self.byte_offset % ALIGNMENT == 0
+
+    def permute(self, order: Sequence[int]) -> View:
+        return self._alias([self.shape[d] for d in order], [self.strides[d] for d in order])
+
+    def unsqueeze(self, dim: int) -> View:
+        return self._alias((*self.shape[:dim], 1, *self.shape[dim:]), (*self.strides[:dim], 1, *self.strides[dim:]))
+
+    def squeeze(self, dims: Sequence[int]) -> View:
+        kept = [d for d in range(len(self.shape)) if d not in dims or self.shape[d] != 1]
+        return self._alias([self.shape[d] for d in kept], [self.strides[d] for d in kept])
+
+    def select(self, dim: int, index: int) -> View:
+        return self.slice(dim, index, index + 1).drop(dim)
+
+    def drop(self, dim: int) -> View:
+        """Without a dimension of extent 1."""
+        return self._alias((*self.shape[:dim], *self.shape[dim + 1 :]), (*self.strides[:dim], *self.strides[dim + 1 :]))
+
+    def slice(self, dim: int, start: int, stop: int, step: int = 1) -> View:
+        shape, strides = list(self.shape), list(self.strides)
+        shape[dim], strides[dim] = max(0, -(-(stop - start) // step)), strides[dim] * step
+        return self._alias(shape, strides, self.offset + start * self.strides[dim])
+
+    def flip(self, dims: Sequence[int]) -> View:
+        offset = self.offset + sum((self.shape[d] - 1) * self.strides[d] for d in dims)
+        return self._alias(self.shape, [-s if d in dims else s for d, s in enumerate(self.strides)], offset)
+
+    def expand(self, shape: Sequence[int]) -> View:
+        """Broadcast by torch's rule: missing leading dimensions and extents of 1 repeat with stride 0."""
+        missing = len(shape) - len(self.shape)
+        own = list(zip(self.shape, self.strides, strict=True))
+        strides = [0] * missing + [stride if extent == wanted else 0 for (extent, stride), wanted in zip(own, shape[missing:], strict=True)]
+        return self._alias(shape, strides)
+
+    def reshape(self, shape: Sequence[int]) -> View | None:
+        """The same elements in another shape; None where that takes a copy (torch's rule for ``view``)."""
+        strides = _reshaped_strides(self.shape, self.strides, shape)
+        return None if strides is None else self._alias(shape, strides)
+
+    def windows(self, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], output: Sequence[int]) -> View:
+        """[..., H, W] to [..., output height, output width, kernel height, kernel width]."""
+        lead, (row, column) = self.shape[:-2], self.strides[-2:]
+        strides = (*self.strides[:-2], row * stride[0], column * stride[1], row * dilation[0], column * dilation[1])
+        return self._alias((*lead, *output, *kernel), strides)
+
+    def is_dense(self) -> bool:
+        """Row-major without gaps."""
+        return _merge(self.shape, [self.strides]) in (([], [[]]), ([self.elements], [[1]]))
+
+    def _alias(self, shape: Sequence[int], strides: Sequence[int], offset: int | None = None) -> View:
+        start = self.offset if offset is None else offset
+        return replace(self, shape=tuple(shape), strides=tuple(strides), offset=start, activation=None)
+
+
+def dense(storage: Storage, dtype: str, shape: Sequence[int]) -> View:
+    """Row-major."""
+    return View(storage, dtype, tuple(shape), row_major(shape))
+
+
+def feature_map(storage: Storage, activation: Activation, halo_value: int = 0) -> View:
+    """[1, C, H, W] inside an NHWC storage with its halo."""
+    shape = (1, activation.channels, activation.height, activation.width)
+    strides = (activation.elements, 1, activation.row_stride, activation.channels)
+    return View(storage, activation.dtype, shape, strides, activation.origin, activation, halo_value)
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
+
+
+def loop_nest(shape: Sequence[int], views: Sequence[View], order_by: int = -1) -> tuple[tuple[int, ...], list[Operand]]:
+    """The fewest loops that walk all ``views`` of ``shape``: no extent of 1, outermost the largest stride of ``views[order_by]``,
+    neighbours merged where every view allows it. Equal nests are equal kernels.
+    """
+    strides = [view.strides for view in views]
+    order = sorted(range(len(shape)), key=lambda d: (-abs(strides[order_by][d]), d))
+    merged, steps = _merge([shape[d] for d in order], [[s[d] for d in order] for s in strides])
+    operands = [operand(view.dtype, merged, steps[i]) for i, view in enumerate(views)]
+    return tuple(merged), operands
+
+
+def operand(dtype: str, shape: Sequence[int], strides: Sequence[int]) -> Operand:
+    """Element 0 is the first that the kernel's pointer would have to reach; ``pointer_offset`` gives that pointer."""
+    return Operand(dtype, tuple(strides), sum(-s * (n - 1) for s, n in zip(strides, shape, strict=True) if s < 0))
+
+
+def pointer_offset(view: View) -> int:
+    """Element of the storage that a kernel's pointer names: the lowest address of the view."""
+    return view.offset + sum(s * (n - 1) for s, n in zip(view.strides, view.shape, strict=True) if s < 0)
+
+
+def _merge(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    kept = [d for d, extent in enumerate(shape) if extent != 1]
+    merged: list[int] = []
+    result: list[list[int]] = [[] for _ in strides]
+    for d in kept:
+        if merged and all(r[-1] == s[d] * shape[d] for r, s in zip(result, strides, strict=True)):
+            merged[-1] *= shape[d]
+            for r, s in zip(result, strides, strict=True):
+                r[-1] = s[d]
+            continue
+        merged.append(shape[d])
+        for r, s in zip(result, strides, strict=True):
+            r.append(s[d])
+    return merged, result
+
+
+def _reshaped_strides(old: Sequence[int], strides: Sequence[int], new: Sequence[int]) -> list[int] | None:
+    """Walk both shapes from the innermost dimension; a run of old dimensions that merges must cover whole new dimensions."""
+    merged, (steps,) = _merge(old, [strides])
+    runs = list(zip(merged, steps, strict=True))
+    result: list[int] = []
+    extent, step = runs.pop() if runs else (1, 1)
+    for size in reversed(new):
+        if extent == 1 and runs and size != 1:
+            extent, step = runs.pop()
+        if extent % size:
+            return None
+        result.append(step)
+        extent, step = extent // size, step * size
+    return result[::-1]
