@@ -74,9 +74,7 @@ class CalibrationData:
     def _items(self) -> Iterator[object]:
         if isinstance(self._source, Iterator):
             if self._used_up:
-                raise CalibrationError(
-                    "the calibration data are a generator, which can be read once: give a list, a DataLoader or a function"
-                )
+                raise CalibrationError("the calibration data are a generator, which can be read only once: give a list or a function")
             self._used_up = True
             return self._source
         source = self._source() if callable(self._source) else self._source

@@ -71,5 +71,6 @@ def extremes(seen: torch.Tensor | None) -> NDArray[np.float64]:
 
 
 def check_channels(before: torch.Tensor, now: torch.Tensor) -> None:
+    """Guard: a batch has as many channels as those before."""
     if before.shape != now.shape:
         raise CalibrationError(f"the value has {now.numel()} channels now and had {before.numel()} in earlier batches")

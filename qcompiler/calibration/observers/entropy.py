@@ -17,6 +17,8 @@ _CANDIDATES = 256
 
 
 class EntropyObserver(HistogramObserver):
+    """See the module's docstring."""
+
     def _search(self, histogram: Histogram, channel: int) -> tuple[float, float]:
         low, high = min(float(histogram.low[channel]), 0.0), max(float(histogram.high[channel]), 0.0)
         groups = 1 << (self.spec.bits - 1 if self.spec.symmetric else self.spec.bits)

@@ -27,7 +27,7 @@ _SMALLEST_EXPONENT = -120
 
 
 class Histogram:
-    """Counts of float32 values in ``bins`` bins for each of ``channels`` rows. Bin i of a row covers [(first + i), (first + i + 1)) * 2^e."""
+    """Counts of float32 values, for each of ``channels`` rows in ``bins`` bins: bin i covers [first + i, first + i + 1) * 2^e."""
 
     def __init__(self, channels: int, bins: int) -> None:
         self.bins = bins

@@ -18,6 +18,8 @@ _FINER = np.arange(-3, 4) / 4.0
 
 
 class MeanSquaredErrorObserver(HistogramObserver):
+    """See the module's docstring."""
+
     def _search(self, histogram: Histogram, channel: int) -> tuple[float, float]:
         lower, upper, counts = occupied(histogram, channel)
         steps = (1 << (self.spec.bits - 1 if self.spec.symmetric else self.spec.bits)) - 1

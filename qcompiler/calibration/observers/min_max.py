@@ -11,6 +11,8 @@ from qcompiler.calibration.statistics import ObserverSpec
 
 
 class MinMaxObserver(Observer):
+    """``low = min(low, min(batch))`` and ``high = max(high, max(batch))``."""
+
     def __init__(self, spec: ObserverSpec) -> None:
         super().__init__(spec)
         self._low: torch.Tensor | None = None

@@ -14,6 +14,8 @@ from qcompiler.calibration.statistics import ObserverSpec
 
 
 class MovingAverageObserver(Observer):
+    """See the module's docstring."""
+
     def __init__(self, spec: ObserverSpec) -> None:
         super().__init__(spec)
         self._low: torch.Tensor | None = None

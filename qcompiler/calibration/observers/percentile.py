@@ -15,6 +15,8 @@ from qcompiler.calibration.observers.histogram import Histogram, HistogramObserv
 
 
 class PercentileObserver(HistogramObserver):
+    """See the module's docstring."""
+
     def _search(self, histogram: Histogram, channel: int) -> tuple[float, float]:
         lower, upper, counts = occupied(histogram, channel)
         total = int(counts.sum())
