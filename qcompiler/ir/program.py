@@ -46,6 +46,8 @@ class Program:
     inputs: tuple[ValueSpec, ...]
     outputs: tuple[ValueSpec, ...]
     history: tuple[PassRecord, ...] = ()
+    # A few calibration inputs, each a batch of one: test vectors of the artifact are made from them.
+    samples: tuple[tuple[torch.Tensor, ...], ...] = field(default=(), compare=False, repr=False)
 
     @property
     def graph(self) -> fx.Graph:
