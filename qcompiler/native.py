@@ -9,7 +9,7 @@ from pathlib import Path
 import qcompiler
 from qcompiler.errors import TargetError
 
-LIBRARY_NAMES = ("libqcompiler_native.so", "libqcompiler_native.dylib", "qcompiler_native.dll")
+LIBRARY_NAMES = ("libqcompiler_native.so", "libqcompiler_native.dylib")
 AMX_GRANTED = 0  # native/include/qcompiler/cpu.h, enum qc_amx_request
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from digits_models import load_data, load_network
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,11 +8,7 @@
 extern "C" {
 #endif
 
-#if defined(_WIN32)
-#define QC_API __declspec(dllexport)
-#else
 #define QC_API __attribute__((visibility("default")))
-#endif
 
 /* Bits of qc_cpu_features(). A bit is set only where the processor has the instructions and the operating system keeps their registers. */
 enum qc_cpu_feature {
