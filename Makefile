@@ -1,5 +1,5 @@
 # Everything a fresh machine needs is Python 3.11 and a C compiler; cmake and ninja come with pip's build requirements.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PEERS ?= .venv-peers
 # Options for installing torch alone, e.g. TORCH_FLAGS="--index-url URL-OF-CPU-BUILDS".
