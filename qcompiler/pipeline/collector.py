@@ -88,21 +88,11 @@ class _Computations:
             elif node.op == "get_attr":
                 text = self._tensor_text(program.graph_module.get_buffer(str(node.target)))
             else:
-                args, kwargs = map_arg((node.args, node.kwargs), lambda argument: _Reference(number[argument]))
-                text = f"{node.target} {args!r} {kwargs!r}"
+                arguments = map_arg((node.args, node.kwargs), lambda operand: f"%{number[operand]}")
+                text = f"{node.target} {arguments!r}"
             number[node] = self._number_of.setdefault(text, len(self._number_of))
         return {node.name: value for node, value in number.items()}
 
     def _tensor_text(self, tensor: torch.Tensor) -> str:
         self._alive.append(tensor)
         return f"constant {id(tensor)} {tensor._version}"
-
-
-class _Reference:
-    """Stands for an argument that is a node."""
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-
-    def __repr__(self) -> str:
-        return f"%{self._number}"

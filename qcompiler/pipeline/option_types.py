@@ -76,7 +76,7 @@ def expected(annotation: Annotation) -> str:
     if choices:
         return f"one of {', '.join(choices)}"
     members = get_args(annotation)
-    if get_origin(annotation) is tuple:
+    if _origin(annotation) is tuple:
         inner = expected(members[0]) if members[1:] == (Ellipsis,) else ", ".join(expected(member) for member in members)
         return f"a tuple ({inner}{', …' if members[1:] == (Ellipsis,) else ''})"
     return " or ".join(expected(member) for member in members)
@@ -96,7 +96,7 @@ def to_text(value: object) -> str:
 
 
 def _convert(annotation: Annotation, value: object) -> object:
-    origin = get_origin(annotation)
+    origin = _origin(annotation)
     if origin in (Union, types.UnionType):
         return _convert_union(get_args(annotation), value)
     if origin is tuple:
@@ -129,9 +129,13 @@ def _convert_tuple(members: tuple[Annotation, ...], value: object) -> tuple[obje
     return tuple(_convert(member, item) for member, item in zip(members, value, strict=True))
 
 
+def _origin(annotation: Annotation) -> object:
+    return get_origin(annotation)
+
+
 def _choices(annotation: Annotation) -> dict[str, object]:
     """Text -> value for an enum or a Literal; empty for everything else."""
-    if get_origin(annotation) is Literal:
+    if _origin(annotation) is Literal:
         return {to_text(value): value for value in get_args(annotation)}
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return {_choice_name(member): member for member in annotation}

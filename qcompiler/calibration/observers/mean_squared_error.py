@@ -14,7 +14,7 @@ from qcompiler.calibration.observers.histogram import Histogram, HistogramObserv
 
 _COARSE = 16
 _REFINEMENTS = 3
-_FINER = np.arange(-3, 4) / 4.0
+_FINER = np.arange(-3, 4, dtype=np.float64) / 4.0
 
 
 class MeanSquaredErrorObserver(HistogramObserver):
@@ -36,12 +36,13 @@ def squared_error(
     scale = ((high - low) / steps)[:, None]
     zero_point = np.rint(-low[:, None] / scale)
     quantized = (np.clip(np.rint(values / scale) + zero_point, 0, steps) - zero_point) * scale
-    return np.square(values - quantized) @ counts.astype(np.float64)
+    errors: NDArray[np.float64] = np.square(values - quantized) @ counts.astype(np.float64)
+    return errors
 
 
 def _best_range(values: NDArray[np.float64], counts: NDArray[np.int64], low: float, high: float, steps: int) -> tuple[float, float]:
     spacing = 1.0 / _COARSE
-    low_shares = high_shares = np.arange(1, _COARSE + 1) * spacing
+    low_shares = high_shares = np.arange(1, _COARSE + 1, dtype=np.float64) * spacing
     for _ in range(_REFINEMENTS + 1):
         best_low, best_high = _best_shares(values, counts, low, high, steps, low_shares, high_shares)
         low_shares, high_shares = _around(best_low, spacing), _around(best_high, spacing)
