@@ -1,0 +1,248 @@
+"""The public functions: capture, quantize, compile, load; and Module, what they end in."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qcompiler import artifact
+from qcompiler.artifact import TestVector
+from qcompiler.calibration.data import CalibrationData, DataSource
+from qcompiler.capture import Model, capture
+from qcompiler.errors import CalibrationError, QCompilerError, TargetError, VerificationError
+from qcompiler.ir.program import Program, ValueSpec
+from qcompiler.ir.types import Stage
+from qcompiler.pipeline.backend import Backend, CompiledProgram, Executable
+from qcompiler.pipeline.contract import Pass
+from qcompiler.pipeline.instruments import Instrument
+from qcompiler.pipeline.manager import PassManager
+from qcompiler.pipeline.progress import Progress, SilentProgress, TerminalProgress
+from qcompiler.pipeline.recipes import load_recipe, override
+from qcompiler.pipeline.registry import find_target
+from qcompiler.pipeline.text import parse_pipeline
+
+__all__ = ["Module", "Verification", "capture", "compile", "load", "quantize"]
+
+
+def quantize(
+    program: Program,
+    calibration_data: DataSource,
+    recipe: str | Path = "int8",
+    options: Mapping[str, object] | None = None,
+    *,
+    passes: str | Sequence[Pass] | None = None,
+    instruments: Sequence[Instrument] = (),
+    progress: Progress | None = None,
+) -> Program:
+    """Run a recipe: from a FLOAT program to an INTEGER one, with a few samples kept for the artifact's test vectors.
+
+    Args:
+        program: what ``capture`` gives; left as it is.
+        calibration_data: an iterable of inputs like those the model will meet, each a tensor or a tuple with one entry for each input;
+            or a tensor of samples; or a function that gives such an iterable. 100 to 1000 samples are usual.
+        recipe: name of a built-in recipe, or path of a ``.yaml`` file.
+        options: replace options of the recipe, such as ``{"quantize.a": 8}``, or ``{"observer": "mse"}`` where that is unambiguous.
+        passes: a pipeline, as text or as passes, in place of the recipe's.
+        instruments: see ``qcompiler.pipeline.instruments``.
+        progress: who is told; by default a bar where standard error is a terminal, else nobody.
+
+    Raises:
+        UnknownNameError: no such recipe, pass or option.
+        CalibrationError: the data are empty, non-finite or do not fit the program's inputs.
+        UnsupportedOpError: the model uses an op that cannot be quantized or lowered.
+        VerificationError: a range cannot be proven; the message says of which layer and what to change.
+    """
+    chosen = _passes(recipe, options or {}, passes)
+    data = CalibrationData(calibration_data, program.inputs)
+    samples = data.samples()
+    manager = PassManager(chosen, instruments=instruments, progress=progress or _default_progress())
+    return manager.run(program, data).replace(samples=samples)
+
+
+def compile(
+    model: Program | Model,
+    example_inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    *,
+    calibration_data: DataSource | None = None,
+    recipe: str | Path = "int8",
+    options: Mapping[str, object] | None = None,
+    target: str = "native",
+    threads: int | None = None,
+    time_limit: float = 60.0,
+    progress: Progress | None = None,
+) -> Module:
+    """Generate code for a target, from an INTEGER program or all the way from a model.
+
+    Args:
+        model: a program, or what ``capture`` takes; unless it is an INTEGER program it is quantized first, which needs data.
+        example_inputs, calibration_data, recipe, options, progress: as ``capture`` and ``quantize`` take them.
+        target: ``native`` (the best of this machine) or one of ``qcompiler targets``; it need not be one that this machine can run.
+        threads: how many threads a call uses; None: as many as this process may run on.
+        time_limit: seconds that a single kernel may take to compile.
+
+    Raises:
+        UnknownNameError: no such target.
+        TargetError: a kernel could not be compiled, or not in time.
+        Whatever ``capture`` and ``quantize`` raise.
+    """
+    backend, target = find_target(target)
+    program = model if isinstance(model, Program) else capture(model, example_inputs)
+    if program.stage is not Stage.INTEGER:
+        if calibration_data is None:
+            raise CalibrationError(f"the program is at stage {program.stage.value}: give calibration_data, or quantize it first")
+        program = quantize(program, calibration_data, recipe, options, progress=progress)
+    if program.stage is not Stage.INTEGER:
+        raise QCompilerError(f"the pipeline ends at stage {program.stage.value}: only an integer program has code; add 'lower-integer'")
+    compiled = backend.compile(program, target, time_limit=time_limit)
+    return Module(program, compiled, backend, make_test_vectors(program), threads)
+
+
+def load(path: str | Path, threads: int | None = None) -> Module:
+    """Read a ``.qca`` file and make it runnable. No code is loaded before every hash in the file was found right.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or of a version that this release does not know.
+        TargetError: this machine cannot run the file's target; the message says what it lacks.
+    """
+    module = open_artifact(path, threads)
+    module.executable()
+    return module
+
+
+def open_artifact(path: str | Path, threads: int | None = None) -> Module:
+    """As ``load``, for a target of any machine: the code is loaded when the module is first run."""
+    content = artifact.read(path)
+    backend, _ = find_target(content.compiled.target)
+    return Module(content.program, content.compiled, backend, content.vectors, threads)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What ``Module.verify`` proved: how many nodes are integer ops, and how many test vectors came out exactly."""
+
+    integer_ops: int
+    vectors: int
+
+
+class Module:
+    """A compiled program: float in, float out, integers in between. Batches of any size run sample by sample."""
+
+    def __init__(
+        self,
+        program: Program,
+        compiled: CompiledProgram,
+        backend: Backend,
+        vectors: Sequence[TestVector],
+        threads: int | None = None,
+    ) -> None:
+        self.program = program
+        self.compiled = compiled
+        self.vectors = tuple(vectors)
+        self._backend, self._threads = backend, threads
+        self._executable: Executable | None = None
+
+    @property
+    def target(self) -> str:
+        """The instruction set that the code is for."""
+        return self.compiled.target
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Floats in, floats out, as ``Program.__call__``; a single output is returned bare.
+
+        Raises:
+            QCompilerError: the inputs do not have the number, shapes and dtypes of ``program.inputs``.
+            TargetError: this machine cannot run the target.
+        """
+        _check_inputs(self.program.inputs, inputs, integers=False)
+        outputs = self.executable().run(*inputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def run_integer(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The bare integers, in and out; equal to ``program.run_integer`` on every target."""
+        _check_inputs(self.program.inputs, inputs, integers=True)
+        return self.executable().run_integer(*inputs)
+
+    def set_threads(self, threads: int) -> None:
+        """Use that many threads from the next call on; results do not depend on it."""
+        if threads < 1:
+            raise QCompilerError(f"threads must be at least 1, got {threads}")
+        self._threads = threads
+        if self._executable is not None:
+            self._executable.set_threads(threads)
+
+    def save(self, path: str | Path) -> None:
+        """Write the artifact. The same module gives the same bytes; a failure leaves no file behind.
+
+        Raises:
+            ArtifactError: the file cannot be written.
+        """
+        artifact.write(path, self.program, self.compiled, self.vectors)
+
+    def verify(self) -> Verification:
+        """Prove again that the program is integer-only and cannot overflow, and replay the test vectors here, comparing exactly.
+
+        Raises:
+            VerificationError: a proof fails, or a vector comes out differently from the stored integers.
+        """
+        self.program.verify()
+        for position, vector in enumerate(self.vectors):
+            self._replay(position, vector, "the reference", self.program.run_integer(*vector.inputs))
+            self._replay(position, vector, f"the code for {self.target}", self.run_integer(*vector.inputs))
+        return Verification(sum(node.op == "call_function" for node in self.program.graph.nodes), len(self.vectors))
+
+    def executable(self) -> Executable:
+        """The loaded code."""
+        if self._executable is None:
+            reason = self._backend.available(self.target)
+            if reason is not None:
+                raise TargetError(f"cannot run target '{self.target}' here: {reason}")
+            self._executable = self._backend.load(self.program, self.compiled, self._threads)
+        return self._executable
+
+    def _replay(self, position: int, vector: TestVector, who: str, outputs: tuple[torch.Tensor, ...]) -> None:
+        for spec, expected, got in zip(self.program.outputs, vector.outputs, outputs, strict=True):
+            if expected.dtype != got.dtype or not torch.equal(expected, got):
+                raise VerificationError(f"test vector {position}, output '{spec.name}': {who} gives other integers than those stored")
+
+
+def make_test_vectors(program: Program) -> tuple[TestVector, ...]:
+    """Quantized inputs and the reference's outputs: of the program's samples, and of one input of seeded random integers."""
+    inputs = [program.quantize_inputs(sample) for sample in program.samples]
+    generator = torch.Generator().manual_seed(0)
+    inputs.append(tuple(_random_integers(spec, generator) for spec in program.inputs))
+    return tuple(TestVector(values, program.run_integer(*values)) for values in inputs)
+
+
+def _random_integers(spec: ValueSpec, generator: torch.Generator) -> torch.Tensor:
+    """One sample over the whole range of the input's integers; zeros where the input is an integer of the user's, whose range is not known."""
+    shape = [1 if size is None else size for size in spec.shape]
+    if spec.quantized is None:
+        return torch.zeros(shape, dtype=spec.dtype)
+    kind = spec.quantized.integer
+    return torch.randint(kind.low, kind.high + 1, shape, generator=generator).to(kind.dtype)
+
+
+def _passes(recipe: str | Path, options: Mapping[str, object], passes: str | Sequence[Pass] | None) -> list[Pass]:
+    if passes is None:
+        return load_recipe(recipe).passes(options)
+    return override(parse_pipeline(passes) if isinstance(passes, str) else passes, options)
+
+
+def _check_inputs(specs: Sequence[ValueSpec], values: Sequence[torch.Tensor], *, integers: bool) -> None:
+    """Guard before machine code reads memory: number, dtype and shape of the inputs."""
+    if len(values) != len(specs):
+        raise QCompilerError(f"the module takes {len(specs)} input(s) ({', '.join(spec.name for spec in specs)}), got {len(values)}")
+    for spec, value in zip(specs, values, strict=True):
+        dtype = spec.quantized.integer.dtype if integers and spec.quantized else spec.dtype
+        fits = value.dim() == len(spec.shape) and all(want in (None, have) for want, have in zip(spec.shape, value.shape, strict=True))
+        if not fits or value.dtype != dtype:
+            shape = ", ".join("N" if size is None else str(size) for size in spec.shape)
+            raise QCompilerError(f"input '{spec.name}': expected {dtype} [{shape}], got {value.dtype} {list(value.shape)}")
+
+
+def _default_progress() -> Progress:
+    return TerminalProgress() if sys.stderr.isatty() else SilentProgress()
