@@ -95,10 +95,8 @@ class Prediction:
 
 def compile_to_artifact(model: nn.Module, calibration: torch.Tensor, path: Path) -> None:
     """The whole way: capture, calibrate and quantize, compile, save."""
-    with console.status("capturing, quantizing and compiling"):
-        program = qc.quantize(qc.capture(model, (calibration[:2],)), calibration.split(1))
-        module = qc.compile(program)
-        module.save(path)
+    program = qc.quantize(qc.capture(model, (calibration[:2],)), calibration.split(1))
+    qc.compile(program).save(path)
 
 
 def print_predictions(model: nn.Module, module: qc.Module, images: Mapping[str, Image.Image]) -> None:
@@ -174,6 +172,7 @@ def main() -> None:
     artifact = OUT / "efficientnet_lite0.qca"
     model, images = load_efficientnet_lite0(), photographs()
     calibration = normalize(random_crops(list(images.values()), CALIBRATION_CROPS, seed=0))
+    console.print(f"calibrating on {CALIBRATION_CROPS} random crops of {len(images)} photographs and compiling", highlight=False)
     start = time.perf_counter()
     compile_to_artifact(model, calibration, artifact)
     console.print(f"EfficientNet-Lite0 compiled in {time.perf_counter() - start:.0f} s: {artifact.relative_to(OUT.parent.parent)}")
