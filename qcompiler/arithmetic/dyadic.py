@@ -29,7 +29,7 @@ _LARGEST_NARROW_SHIFT = 15
 _LARGEST_EXACT64_SHIFT = 62
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dyadic:
     """Parameters of one requantization: ``form`` and three int32 tensors of one shape (see ``requantize`` for the formulas)."""
 
@@ -53,7 +53,8 @@ class Dyadic:
     def error_bound(self, factor: Real, bound: Integer, limit: int | None = None) -> Tensor:
         """Worst ``|y - a * factor|`` in output steps over all integers ``|a| <= bound``, per entry, before the zero point is added.
 
-        Rounding costs 1/2, the multiplier ``bound * |self.factor() - factor|``; the narrow form rounds twice more (``_narrow_rounding``).
+        The rounding costs 1/2 (nothing where the multiplier is 0), the multiplier ``bound * |self.factor() - factor|``; the narrow form
+        rounds twice more (``_narrow_rounding``).
         With ``limit`` both ``y`` and ``a * factor`` are taken clamped to [-limit, limit], as an output type does; the narrow form needs
         it wherever its 16 bits saturate.
         """
@@ -61,17 +62,18 @@ class Dyadic:
         reach = magnitude.double()
         if limit is not None:
             reach = torch.minimum(reach, limit / real)  # a factor of 0 gives infinity, hence the bound itself
-        error = 0.5 + reach * (self.factor() - real).abs() * (1 + 2.0**-50)  # the last term covers the roundings of this very line
-        return error + self._narrow_rounding() if self.form == "narrow" else error
+        multiplier = reach * (self.factor() - real).abs() * (1 + 2.0**-50)  # the last term covers the roundings of this very line
+        rounding = 0.5 + self._narrow_rounding() if self.form == "narrow" else torch.tensor(0.5, dtype=torch.float64)
+        return multiplier + torch.where(self.multiplier > 0, rounding, 0.0)
 
     def _narrow_rounding(self) -> Tensor:
-        """Output steps lost by rounding ``u`` (half a unit, of ``m 2^(-15-s)`` steps) and ``t`` (half a unit, of ``2^-s`` steps)."""
+        """Output steps lost by rounding ``u`` (half a unit of ``m 2^(-15-s)`` steps) and ``t`` (half a unit of ``2^-s`` steps)."""
         half_t = 0.5 * _power_of_two(-self.shift)
         half_u = half_t * self.multiplier / (1 << 15)
-        return torch.where(self.pre_shift > 0, half_u, 0.0) + torch.where(self.multiplier > 0, half_t, 0.0)
+        return torch.where(self.pre_shift > 0, half_u, 0.0) + torch.where(self.shift > 0, half_t, 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ResidualDyadic:
     """Parameters of ``residual_add``: int32 tensors for each operand and the shift that both share."""
 
@@ -128,7 +130,7 @@ def _choose_automatically(real: Tensor, magnitude: Tensor, tolerance: float, lim
 def choose_high(factor: Real, bound: Integer) -> Dyadic:
     """``m`` even in [2^30, 2^31) (or 0), the least ``l`` that allows ``s >= 8`` and keeps ``bound << l`` in int32, ``s`` in 1..30.
 
-    Raises VerificationError where ``bound * factor`` leaves the 32-bit range, so that no such ``l`` exists.
+    Raises VerificationError where no such ``l`` exists: the output may pass 2^28, or the factor is under 2^-30 and yet seen.
     """
     real, magnitude = _arguments(factor, bound)
     chosen, served = _high(real, magnitude)

@@ -82,10 +82,12 @@ def _direct_convolution(
 ) -> Tensor:
     """float32 by oneDNN's direct algorithm, whatever the user's settings; float64 by torch's im2col, which no fast algorithm replaces."""
     symmetric = (padding[0], padding[2])
+    result: Tensor
     if x.dtype == torch.float32:
-        result: Tensor = torch.mkldnn_convolution(x, weight, None, symmetric, tuple(stride), tuple(dilation), groups)
-        return result
-    return F.conv2d(x, weight, None, tuple(stride), symmetric, tuple(dilation), groups)
+        result = torch.mkldnn_convolution(x, weight, None, symmetric, tuple(stride), tuple(dilation), groups)
+    else:
+        result = F.conv2d(x, weight, None, tuple(stride), symmetric, tuple(dilation), groups)
+    return result
 
 
 def _is_wide(x: Tensor) -> bool:
@@ -131,7 +133,8 @@ def _channels(x: Tensor, piece: slice, groups: int) -> Tensor:
     """The same slice of the input channels of every group."""
     if piece == slice(0, x.shape[1] // groups):
         return x
-    return x.unflatten(1, (groups, -1))[:, :, piece].flatten(1, 2)
+    samples, channels, height, width = x.shape
+    return x.reshape(samples, groups, channels // groups, height, width)[:, :, piece].reshape(samples, -1, height, width)
 
 
 def _torch_padding(padding: Sequence[int]) -> tuple[int, int, int, int]:

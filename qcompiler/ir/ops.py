@@ -45,6 +45,8 @@ SCHEMAS: dict[str, str] = {
 
 Size = int | torch.SymInt
 
+_BLOCK = 1 << 18  # elements: 2 MiB of int64
+
 
 def _quantized_type(scale: Sequence[float], zero_point: Sequence[int], axis: int, bits: int, signed: bool) -> QuantizedType:
     return QuantizedType(IntegerType(bits, signed), tuple(scale), tuple(zero_point), None if axis < 0 else axis)
@@ -102,9 +104,11 @@ def _requantize(
     bits: int,
     signed: bool,
 ) -> Tensor:
-    a = arithmetic.centre(x, input_zero_point)
-    y = arithmetic.REQUANTIZE[form](a, pre_shift, multiplier, shift)
-    return arithmetic.saturate(y, zero_point, low, high, _storage(bits, signed))
+    def block(a: Tensor) -> Tensor:
+        y = arithmetic.REQUANTIZE[form](arithmetic.centre(a, input_zero_point), pre_shift, multiplier, shift)
+        return arithmetic.saturate(y, zero_point, low, high, _storage(bits, signed))
+
+    return _in_blocks(block, (x,), max(p.dim() for p in (pre_shift, multiplier, shift)))
 
 
 def _requantize_fake(
@@ -140,9 +144,12 @@ def _add(
     bits: int,
     signed: bool,
 ) -> Tensor:
-    a, b = arithmetic.centre(a, zero_point_a), arithmetic.centre(b, zero_point_b)
-    y = arithmetic.residual_add(a, b, pre_shift_a, multiplier_a, pre_shift_b, multiplier_b, shift)
-    return arithmetic.saturate(y, zero_point, low, high, _storage(bits, signed))
+    def block(a: Tensor, b: Tensor) -> Tensor:
+        a, b = arithmetic.centre(a, zero_point_a), arithmetic.centre(b, zero_point_b)
+        y = arithmetic.residual_add(a, b, pre_shift_a, multiplier_a, pre_shift_b, multiplier_b, shift)
+        return arithmetic.saturate(y, zero_point, low, high, _storage(bits, signed))
+
+    return _in_blocks(block, (a, b), max(p.dim() for p in (pre_shift_a, multiplier_a, pre_shift_b, multiplier_b)))
 
 
 def _add_fake(
@@ -204,6 +211,16 @@ def _sum_fake(x: Tensor, dim: list[int], keepdim: bool, zero_point: int) -> Tens
 
 def _dilate_fake(x: Tensor, factor: list[int], value: int) -> Tensor:
     return x.new_empty((*x.shape[:-2], *((n - 1) * f + 1 for n, f in zip(x.shape[-2:], factor, strict=True))))
+
+
+def _in_blocks(kernel: Callable[..., Tensor], operands: tuple[Tensor, ...], parameter_dims: int) -> Tensor:
+    """Apply an elementwise kernel to a few samples at a time, so that its int64 intermediates stay in the cache."""
+    leading = operands[0]
+    same_batch = all(x.dim() == leading.dim() and x.shape[0] == leading.shape[0] for x in operands) if leading.dim() else False
+    if not same_batch or parameter_dims >= leading.dim() or leading.numel() <= _BLOCK:
+        return kernel(*operands)
+    samples = max(1, _BLOCK * leading.shape[0] // leading.numel())
+    return torch.cat([kernel(*block) for block in zip(*(x.split(samples) for x in operands), strict=True)])
 
 
 def _windows(
