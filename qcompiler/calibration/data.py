@@ -135,6 +135,20 @@ def open_data(address: str, inputs: Sequence[ValueSpec]) -> DataSource:
     return _factory(module, name)
 
 
+def first_item(address: str) -> tuple[object, ...]:
+    """The first batch of the data that a command line names, one value for each input, before anything is known of the inputs.
+
+    Raises:
+        CalibrationError: as ``open_data``, or the data are empty.
+    """
+    source = open_data(address, ())
+    items = iter(source() if callable(source) else source)
+    first = next(items, None)
+    if first is None:
+        raise CalibrationError(_EMPTY)
+    return tuple(first) if isinstance(first, list | tuple) else (first,)
+
+
 class _Folder:
     """The array files of a folder, read one at a time."""
 
@@ -156,7 +170,7 @@ def _read(path: Path, inputs: Sequence[ValueSpec]) -> tuple[NDArray[Any], ...]:
             return (loaded,)
         with loaded:
             names = [spec.name for spec in inputs]
-            return tuple(loaded[name] for name in (names if set(names) <= set(loaded.files) else loaded.files))
+            return tuple(loaded[name] for name in (names if names and set(names) <= set(loaded.files) else loaded.files))
     except FileNotFoundError as error:
         raise CalibrationError(f"calibration file '{path}': no such file") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:

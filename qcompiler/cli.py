@@ -1,0 +1,370 @@
+"""The command line. Every command is a thin layer over the Python interface; torch is imported by the commands that need it.
+
+Exit status: 0, 1 for a mistake that the user can mend (one line on standard error), 2 for wrong usage of the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from qcompiler.errors import ArtifactError, CaptureError, QCompilerError
+
+if TYPE_CHECKING:
+    import torch
+
+    from qcompiler.api import Module
+    from qcompiler.calibration.data import DataSource
+    from qcompiler.ir.program import Program, ValueSpec
+    from qcompiler.pipeline.instruments import Instrument
+
+app = typer.Typer(
+    help="Compile trained neural networks to integer-only artifacts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Artifact = Annotated[Path, typer.Argument(metavar="FILE.qca", help="a compiled artifact")]
+Threads = Annotated[int | None, typer.Option(min=1, help="threads a call uses (default: all that this process may run on)")]
+
+_GLOBAL_FLAGS = ("--traceback", "--verbose")
+
+
+def main() -> NoReturn:
+    """Entry point of the command ``qcompiler``."""
+    arguments = sys.argv[1:]
+    given = [flag for flag in _GLOBAL_FLAGS if flag in arguments]
+    # The global flags may stand anywhere, before or after the command.
+    arguments = given + [argument for argument in arguments if argument not in _GLOBAL_FLAGS]
+    try:
+        app(arguments, prog_name="qcompiler")
+    except QCompilerError as error:
+        _end(error, str(error), "--traceback" in given)
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away; nothing more can be printed, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        message = f"internal error, please report it with --traceback: {type(error).__name__}: {error}"
+        _end(error, message, "--traceback" in given)
+    sys.exit(0)
+
+
+@app.callback()
+def _global_options(
+    context: typer.Context,
+    traceback: Annotated[bool, typer.Option("--traceback", help="show where in the code an error was raised")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="show what each pass noted, and warnings of libraries")] = False,
+) -> None:
+    context.obj = {"verbose": verbose}
+    if not verbose:
+        warnings.simplefilter("ignore")
+
+
+@app.command("compile")
+def compile_command(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="file.pt2, or package.module:factory that gives a module or (module, example_inputs)")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT.qca", help="where the artifact goes")],
+    calibration: Annotated[str, typer.Option(metavar="DATA", help="file.npz, a folder of .npy/.npz, or package.module:factory")],
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE.yaml", help="see 'qcompiler recipes'")] = "int8",
+    passes: Annotated[str | None, typer.Option(metavar="TEXT", help="a pipeline in place of the recipe's")] = None,
+    option: Annotated[list[str] | None, typer.Option(metavar="PASS.OPTION=VALUE", help="replace an option; may be repeated")] = None,
+    target: Annotated[str, typer.Option(help="see 'qcompiler targets'")] = "native",
+    dump_ir: Annotated[Path | None, typer.Option(metavar="DIR", help="write the graph after every pass")] = None,
+    sqnr: Annotated[bool, typer.Option("--sqnr", help="measure what each pass loses, on a few calibration samples")] = False,
+) -> None:
+    """Capture, quantize and compile a model."""
+    options = dict(_key_and_value(item) for item in option or ())
+    _check_output(output)
+    # Names are looked up before torch and the model are loaded: a typing error shows at once.
+    _check_names(recipe, passes, options, target)
+
+    from qcompiler import api
+    from qcompiler.calibration.data import open_data
+    from qcompiler.pipeline.progress import progress_for
+
+    progress = progress_for(sys.stderr) if sys.stderr.isatty() else progress_for(sys.stdout)
+    program = _capture(model, calibration)
+    data = open_data(calibration, program.inputs)
+    instruments = _instruments(program, data, dump_ir, sqnr)
+    quantized = api.quantize(program, data, recipe, options, passes=passes, instruments=instruments, progress=progress)
+    progress.say(f"generating code for target {target}")
+    module = api.compile(quantized, target=target, progress=progress)
+    module.save(output)
+    if context.obj["verbose"]:
+        _print_lines(f"{record.name}: {note}" for record in quantized.history for note in record.notes)
+    _print_noise(instruments)
+    typer.echo(
+        f"{output}: {output.stat().st_size / 1e6:.2f} MB, target {module.target}, {_integer_ops(quantized)} integer ops, 0 float ops"
+    )
+
+
+@app.command()
+def run(
+    artifact: Artifact,
+    data: Annotated[str, typer.Argument(metavar="DATA", help="file.npz, a folder of .npy/.npz, or package.module:factory")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT.npz", help="write the outputs as arrays")] = None,
+    threads: Threads = None,
+) -> None:
+    """Run an artifact on data, floats in and floats out."""
+    if output is not None:
+        _check_output(output)
+    import torch
+
+    from qcompiler import api
+    from qcompiler.calibration.data import CalibrationData, open_data
+
+    module = api.load(artifact, threads)
+    specs = module.program.inputs
+    results = [_tuple(module(*batch)) for batch in CalibrationData(open_data(data, specs), specs)]
+    outputs = {spec.name: torch.cat(parts) for spec, parts in zip(module.program.outputs, zip(*results, strict=True), strict=True)}
+    if output is not None:
+        _save_arrays(output, outputs)
+    for name, value in outputs.items():
+        typer.echo(f"{name}: {list(value.shape)} {_dtype(value.dtype)}, min {value.min():.6g}, max {value.max():.6g}")
+
+
+@app.command()
+def inspect(
+    artifact: Artifact,
+    text: Annotated[bool, typer.Option("--text", help="print the whole integer program")] = False,
+) -> None:
+    """Show what an artifact holds. No code of it is loaded: any machine will do."""
+    from qcompiler import api
+
+    module = api.open_artifact(artifact)
+    if text:
+        typer.echo(module.program.text())
+        return
+    _print_lines(_facts(artifact, module))
+
+
+@app.command()
+def verify(artifact: Artifact, threads: Threads = None) -> None:
+    """Check hashes, prove integer-only and ranges again, and replay the test vectors on this machine."""
+    from qcompiler import api
+
+    proven = api.load(artifact, threads).verify()
+    typer.echo(f"{artifact}: hashes right; integer-only and ranges proven ({proven.integer_ops} integer ops, 0 float ops)")
+    typer.echo(f"{proven.vectors} test vectors replayed, every integer equal")
+
+
+@app.command()
+def bench(
+    artifact: Artifact,
+    threads: Threads = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="how long to measure")] = 3.0,
+) -> None:
+    """Latency of one sample on this machine, quantization and dequantization included."""
+    import torch
+
+    from qcompiler import api
+    from qcompiler.measure import latency
+
+    module = api.load(artifact, threads)
+    sample = [torch.zeros([1 if size is None else size for size in spec.shape], dtype=spec.dtype) for spec in module.program.inputs]
+    measured = latency(lambda: module(*sample), seconds)
+    typer.echo(
+        f"{artifact}: target {module.target}, {threads or 'all'} threads, batch 1: median {measured.median * 1e3:.3f} ms, "
+        f"fastest {measured.fastest * 1e3:.3f} ms, 95 % under {measured.slow * 1e3:.3f} ms ({measured.runs} runs)"
+    )
+
+
+@app.command()
+def passes() -> None:
+    """List the passes with their stages and options."""
+    import dataclasses
+
+    from qcompiler.pipeline import option_types
+    from qcompiler.pipeline.registry import find_pass, pass_names
+
+    for name in pass_names():
+        found = find_pass(name)
+        typer.echo(f"{name}  ({found.takes.value} -> {found.gives.value}, {type(found.promise).__name__.lower()})")
+        typer.echo(f"    {_first_line(found.__doc__)}")
+        types = option_types.types_of(found)
+        for field in dataclasses.fields(found):
+            default = option_types.to_text(option_types.default(field)) if option_types.has_default(field) else "must be given"
+            typer.echo(f"    {field.name}: {option_types.expected(types[field.name])} [{default}]")
+
+
+@app.command()
+def recipes() -> None:
+    """List the built-in recipes with their pipelines and options."""
+    from qcompiler.pipeline.recipes import load_recipe, recipe_names
+
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        typer.echo(f"{name}: {recipe.summary}")
+        typer.echo(f"    {','.join(step.text for step in recipe.steps)}")
+        _print_lines(f"    {option}: {meaning}" for option, meaning in recipe.options.items())
+
+
+@app.command()
+def targets() -> None:
+    """List the targets, and which of them this machine can run."""
+    from qcompiler.pipeline.registry import backend_names, find_backend
+
+    for backend in (find_backend(name) for name in backend_names()):
+        for target in backend.targets():
+            reason = backend.available(target)
+            native = "  (native)" if target == backend.detect() else ""
+            typer.echo(f"{target}: {'runs here' if reason is None else reason}{native}")
+
+
+def _end(error: Exception, message: str, traceback: bool) -> NoReturn:
+    if traceback:
+        raise error
+    # One line, whatever a library put into its message.
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(1)
+
+
+def _check_output(path: Path) -> None:
+    """Tell before the work, not after it, that the result cannot be written."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise ArtifactError(f"cannot write '{path}': there is no folder '{folder}'")
+    if path.is_dir():
+        raise ArtifactError(f"cannot write '{path}': it is a folder")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise ArtifactError(f"cannot write '{path}': no permission")
+
+
+def _check_names(recipe: str, passes: str | None, options: dict[str, str], target: str) -> None:
+    from qcompiler.pipeline.recipes import load_recipe, override
+    from qcompiler.pipeline.registry import find_target
+    from qcompiler.pipeline.text import parse_pipeline
+
+    override(parse_pipeline(passes), options) if passes is not None else load_recipe(recipe).passes(options)
+    find_target(target)
+
+
+def _capture(model: str, calibration: str) -> Program:
+    from qcompiler import api
+    from qcompiler.ir.program import Program
+
+    if ":" not in model:
+        return api.capture(model)
+    made = _make_model(model)
+    if isinstance(made, Program):
+        return made
+    module, example = made if isinstance(made, tuple) else (made, None)
+    return api.capture(module, _first_input(calibration) if example is None else example)
+
+
+def _make_model(address: str) -> Any:
+    """What the factory ``package.module:factory`` gives: a module, (module, example inputs), an exported program or a program."""
+    from qcompiler.user_code import import_user_module
+
+    module_name, _, name = address.partition(":")
+    try:
+        factory = getattr(import_user_module(module_name), name)
+        return factory()
+    except QCompilerError:
+        raise
+    except Exception as error:  # the user's module may raise anything
+        raise CaptureError(f"model '{address}' cannot be made: {type(error).__name__}: {error}") from error
+
+
+def _first_input(calibration: str) -> tuple[torch.Tensor, ...]:
+    """The first calibration input: an example for capture where the model's factory gives none."""
+    import torch
+
+    from qcompiler.calibration.data import first_item
+
+    return tuple(torch.as_tensor(value) for value in first_item(calibration))
+
+
+def _instruments(program: Program, data: DataSource, dump_ir: Path | None, sqnr: bool) -> list[Instrument]:
+    from qcompiler.calibration.data import CalibrationData
+    from qcompiler.pipeline.instruments import Dump, SignalToNoise
+
+    instruments: list[Instrument] = []
+    if dump_ir is not None:
+        instruments.append(Dump(dump_ir))
+    if sqnr:
+        instruments.append(SignalToNoise(CalibrationData(data, program.inputs).samples))
+    return instruments
+
+
+def _print_noise(instruments: Sequence[Instrument]) -> None:
+    from qcompiler.pipeline.instruments import SignalToNoise
+
+    for instrument in instruments:
+        if isinstance(instrument, SignalToNoise):
+            _print_lines(f"SQNR after {record.name}: {record.decibels:.1f} dB" for record in instrument.records)
+
+
+def _key_and_value(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise typer.BadParameter(f"--option takes PASS.OPTION=VALUE, got '{text}'")
+    return key, value
+
+
+def _facts(path: Path, module: Module) -> Iterable[str]:
+    program = module.program
+    yield f"{path}: {path.stat().st_size / 1e6:.2f} MB, target {module.target}"
+    for kind, specs in (("input", program.inputs), ("output", program.outputs)):
+        yield from (f"{kind} {_describe(spec)}" for spec in specs)
+    yield f"{_integer_ops(program)} integer ops, {len(module.vectors)} test vectors"
+    for record in program.history:
+        options = ", ".join(f"{key}={value}" for key, value in record.options.items())
+        yield f"pass {record.name}{f' ({options})' if options else ''}{'' if record.modified else ': nothing to do'}"
+
+
+def _describe(spec: ValueSpec) -> str:
+    shape = ", ".join("N" if size is None else str(size) for size in spec.shape)
+    quantized = spec.quantized
+    inside = f" as {quantized.integer}, scale {quantized.scale[0]:.6g}, zero point {quantized.zero_point[0]}" if quantized else ""
+    return f"{spec.name}: {_dtype(spec.dtype)} [{shape}]{inside}"
+
+
+def _save_arrays(path: Path, arrays: dict[str, torch.Tensor]) -> None:
+    """As ``.npz``, all or nothing: under a temporary name first."""
+    import numpy as np
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **{name: value.numpy() for name, value in arrays.items()})  # type: ignore[arg-type]  # names are the user's
+        temporary.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot write '{path}': {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _integer_ops(program: Program) -> int:
+    return sum(node.op == "call_function" for node in program.graph.nodes)
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        typer.echo(line)
+
+
+def _tuple(value: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0]
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+if __name__ == "__main__":
+    main()
