@@ -42,10 +42,15 @@ class GraphBuilder:
         return node
 
     def constant(self, name: str, tensor: torch.Tensor, provenance: Provenance | None = None) -> fx.Node:
-        """A buffer and its ``get_attr`` node."""
+        """A buffer and its ``get_attr`` node; ``name`` is a hint that is made unique."""
         attribute = edit.unique_attribute(self.graph_module, name)
         self.graph_module.register_buffer(attribute, tensor.detach())
-        node = self.graph.create_node("get_attr", attribute, name=attribute)
+        return self.attribute(attribute, attribute, provenance)
+
+    def attribute(self, name: str, attribute: str, provenance: Provenance | None = None) -> fx.Node:
+        """A ``get_attr`` node for a buffer that the graph module has already."""
+        tensor = self.graph_module.get_buffer(attribute)
+        node = self.graph.create_node("get_attr", attribute, name=name)
         node.meta["val"] = edit.fake_like(tensor, self._mode)
         node.meta["provenance"] = provenance or Provenance()
         return node
