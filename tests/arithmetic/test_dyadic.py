@@ -227,7 +227,7 @@ def test_residual_keeps_32_bits_and_its_bound(a: tuple[float, int], b: tuple[flo
     for x in samples(bound_a, factor_a).tolist()[::2]:
         for y in (-bound_b, -1, 0, bound_b // 3, bound_b):
             total = (((x << la) * ma) >> 32) + (((y << lb) * mb) >> 32)
-            assert -(1 << 31) <= total and total + (1 << (dyadic.shift - 1)) < 1 << 31
+            assert total >= -(1 << 31) and total + (1 << (dyadic.shift - 1)) < 1 << 31
             result = (total + (1 << (dyadic.shift - 1))) >> dyadic.shift
             assert abs(result - (x * Fraction(factor_a) + y * Fraction(factor_b))) <= claimed
 
