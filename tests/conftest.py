@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    """Parallel workers share the cores: each computes with one thread."""
+    """Parallel workers share the cores: each computes with one thread, and no hypothesis example is judged by its time."""
+    settings.register_profile("shared-cores", deadline=None)
+    settings.load_profile("shared-cores")
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
 
