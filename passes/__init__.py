@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 PASSES: dict[str, str] = {
+    "canonicalize": "qcompiler.passes.canonicalize.canonicalize:Canonicalize",
+    "eliminate-dead-code": "qcompiler.passes.canonicalize.eliminate_dead_code:EliminateDeadCode",
+    "fold-affine": "qcompiler.passes.canonicalize.fold_affine:FoldAffine",
+    "fold-constants": "qcompiler.passes.canonicalize.fold_constants:FoldConstants",
+    "fold-pad": "qcompiler.passes.canonicalize.fold_pad:FoldPad",
+    "fuse-activation": "qcompiler.passes.canonicalize.fuse_activation:FuseActivation",
+    "normalize-arithmetic": "qcompiler.passes.canonicalize.normalize_arithmetic:NormalizeArithmetic",
+    "normalize-linear": "qcompiler.passes.canonicalize.normalize_linear:NormalizeLinear",
+    "normalize-pooling": "qcompiler.passes.canonicalize.normalize_pooling:NormalizePooling",
+    "normalize-views": "qcompiler.passes.canonicalize.normalize_views:NormalizeViews",
+    "one-d-to-two-d": "qcompiler.passes.canonicalize.one_d_to_two_d:OneDToTwoD",
+    "remove-identities": "qcompiler.passes.canonicalize.remove_identities:RemoveIdentities",
+    "sink-reshapes": "qcompiler.passes.canonicalize.sink_reshapes:SinkReshapes",
     "fold-batch-norm": "qcompiler.passes.canonicalize.fold_batch_norm:FoldBatchNorm",
     "quantize": "qcompiler.passes.quantize.quantize:Quantize",
     "lower-integer": "qcompiler.passes.lower.lower_integer:LowerInteger",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
@@ -80,7 +80,13 @@ def channel_axis(node: fx.Node) -> int:
     return _CHANNEL_AXIS[node.target]  # type: ignore[index]  # fx types targets as str | Callable
 
 
+def is_constant(node: object) -> TypeGuard[fx.Node]:
+    """Whether ``node`` is a constant of the program."""
+    return edit.constant_value(node) is not None
+
+
 def is_layer(node: object) -> bool:
+    """Whether ``node`` is a call with weights, constant or not."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in _CHANNEL_AXIS
 
 
@@ -132,12 +138,9 @@ def _reason_of_axis(affine: ChannelAffine, layer: Layer, channels: int) -> str |
 def fold_after(graph_module: fx.GraphModule, affine: ChannelAffine, made_by: str) -> None:
     """(s W) x + (s b + t) in place of s (W x + b) + t."""
     layer = _layer_of(affine.source)
-    inputs, outputs = layer.channels
+    outputs = layer.channels[1]
     scale, shift = affine.scale.expand(outputs), affine.shift.expand(outputs)
-    if layer.transposed:
-        factor = scale.reshape(layer.groups, -1).repeat_interleave(inputs // layer.groups, 0)
-    else:
-        factor = scale.reshape(outputs, 1)
+    factor = _by_output(scale, layer)
     bias = shift if layer.bias is None else scale * layer.bias + shift
     _set_weights(graph_module, layer, affine, _spread(factor, layer.weight) * layer.weight, bias, made_by)
     edit.replace(affine.node, layer.node)
@@ -162,8 +165,15 @@ def _layer_of(node: fx.Node) -> Layer:
     return layer
 
 
+def _by_output(values: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """Values of the output channels in the layout of the first dimensions of the weight."""
+    if layer.transposed:
+        return values.reshape(layer.groups, -1).repeat_interleave(layer.channels[0] // layer.groups, 0)
+    return values.reshape(-1, 1)
+
+
 def _by_input(values: torch.Tensor, layer: Layer) -> torch.Tensor:
-    """Values of the input channels in the layout of the first two dimensions of the weight."""
+    """Values of the input channels, likewise."""
     if layer.transposed:
         return values.reshape(-1, 1)
     return values.reshape(layer.groups, -1).repeat_interleave(layer.channels[1] // layer.groups, 0)

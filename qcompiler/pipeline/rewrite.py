@@ -16,6 +16,9 @@ from qcompiler.pipeline.contract import Pass, PassContext, PassResult
 
 Match = TypeVar("Match")
 
+# Stands in the note of every match that ``check`` declined.
+LEFT_ALONE = "left alone"
+
 
 @dataclass(frozen=True)
 class Site:
@@ -83,7 +86,7 @@ class RewritePass(Pass, Generic[Match]):
     def _declined(self, program: Program) -> tuple[str, ...]:
         matches = ((node, self.match(node)) for node in program.graph.nodes)
         reasons = ((node, self.check(match)) for node, match in matches if match is not None)
-        return tuple(f"{node.name}{_place(node)} left alone: {reason}" for node, reason in reasons if reason is not None)
+        return tuple(f"{node.name}{_place(node)} {LEFT_ALONE}: {reason}" for node, reason in reasons if reason is not None)
 
 
 def _place(node: fx.Node) -> str:

@@ -1,0 +1,71 @@
+"""``canonicalize``: all passes from FLOAT to FLOAT, over and over until none of them finds anything more to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qcompiler.errors import PassError
+from qcompiler.ir.program import Program
+from qcompiler.ir.types import Stage
+from qcompiler.passes.canonicalize.eliminate_dead_code import EliminateDeadCode
+from qcompiler.passes.canonicalize.fold_affine import FoldAffine
+from qcompiler.passes.canonicalize.fold_batch_norm import FoldBatchNorm
+from qcompiler.passes.canonicalize.fold_constants import FoldConstants
+from qcompiler.passes.canonicalize.fold_pad import FoldPad
+from qcompiler.passes.canonicalize.fuse_activation import FuseActivation
+from qcompiler.passes.canonicalize.normalize_arithmetic import NormalizeArithmetic
+from qcompiler.passes.canonicalize.normalize_linear import NormalizeLinear
+from qcompiler.passes.canonicalize.normalize_pooling import NormalizePooling
+from qcompiler.passes.canonicalize.normalize_views import NormalizeViews
+from qcompiler.passes.canonicalize.one_d_to_two_d import OneDToTwoD
+from qcompiler.passes.canonicalize.remove_identities import RemoveIdentities
+from qcompiler.passes.canonicalize.sink_reshapes import SinkReshapes
+from qcompiler.pipeline.contract import Equivalent, Pass, PassContext, PassResult
+from qcompiler.pipeline.rewrite import LEFT_ALONE
+
+# Each pass makes work for later ones. Activations are recognized before their constants are folded into layers.
+STEPS: tuple[Pass, ...] = (
+    EliminateDeadCode(),
+    RemoveIdentities(),
+    FoldConstants(),
+    NormalizeLinear(),
+    NormalizeViews(),
+    NormalizeArithmetic(),
+    FoldPad(),
+    FoldBatchNorm(),
+    FuseActivation(),
+    FoldAffine(),
+    OneDToTwoD(),
+    SinkReshapes(),
+    NormalizePooling(),
+)
+
+# Every step removes an op, or brings it nearer to its one form; real models settle within four rounds.
+MOST_ROUNDS = 32
+
+
+@dataclass(frozen=True)
+class Canonicalize(Pass):
+    """The passes of this folder to their common fixpoint. Notes: what each rewrote, and why the rest was left alone in the end."""
+
+    name: ClassVar = "canonicalize"
+    takes: ClassVar = Stage.FLOAT
+    gives: ClassVar = Stage.FLOAT
+    promise: ClassVar = Equivalent(1e-4)
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        before, done = program, []
+        for _ in range(MOST_ROUNDS):
+            results = []
+            for step in STEPS:
+                results.append((step.name, step.run(program, context)))
+                program = results[-1][1].program
+            notes = [(name, note) for name, result in results for note in result.notes]
+            done += [f"{name}: {note}" for name, note in notes if LEFT_ALONE not in note]
+            if not any(result.modified for _, result in results):
+                declined = [f"{name}: {note}" for name, note in notes if LEFT_ALONE in note]
+                return PassResult(program, program is not before, (*done, *declined))
+        raise PassError(
+            f"the steps undo each other: no fixpoint after {MOST_ROUNDS} rounds ({'; '.join(done[-3:])}); please report the model"
+        )
