@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-# name -> "module:object", in the order in which targets are looked for. A back end is imported when a target is asked for.
-BACKENDS: dict[str, str] = {
+# Name -> address of its ``backend`` object, imported when first used. Targets are looked for in this order.
+BACKENDS = {
     "tvm": "qcompiler.backends.tvm:backend",
+    "reference": "qcompiler.backends.reference:backend",
 }

@@ -139,15 +139,18 @@ def _halo(kernel: HaloKernel, target: KernelTarget) -> tirx.PrimFunc:
     value = tirx.const(kernel.value, activation.dtype)
     lanes = target.vector_bytes // ITEM_SIZE[activation.dtype]
 
-    def run(start: Expr | int, length: int) -> tirx.Stmt:
-        return _nest((length,), 0, lanes, lambda index, _: BufferStore(buffer, value, [start + index[0]]), parallel=False)
+    def run(start: Expr | int, length: int) -> list[tirx.Stmt]:
+        def store(index: list[Expr], lanes: int) -> tirx.Stmt:
+            return BufferStore(buffer, value, [start + index[0]])
+
+        return [_nest((length,), 0, lanes, store, parallel=False)] if length else []
 
     used = activation.width * activation.channels
     last = activation.origin + (activation.height - 1) * activation.row_stride + used
     row = tirx.Var("row", "int32")
     between = run(activation.origin + used + row * activation.row_stride, activation.row_stride - used)
-    runs = [run(0, activation.origin), For(row, 0, activation.height - 1, ForKind.SERIAL, between), run(last, activation.elements - last)]
-    return tirx.PrimFunc([buffer], SeqStmt(runs))
+    rows = [For(row, 0, activation.height - 1, ForKind.SERIAL, piece) for piece in between if activation.height > 1]
+    return tirx.PrimFunc([buffer], SeqStmt([*run(0, activation.origin), *rows, *run(last, activation.elements - last)]))
 
 
 def _vector_axis(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> int | None:

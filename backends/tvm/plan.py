@@ -133,7 +133,9 @@ def decode(value: Any) -> Any:
     hints = typing.get_type_hints(_KINDS[kind])
     fields = {name: decode(item) for name, item in value.items() if name != "kind"}
     if fields.keys() != hints.keys():
-        raise ArtifactError(f"the plan's {kind} has other fields than this version knows: {', '.join(sorted(fields.keys() ^ hints.keys()))}")
+        raise ArtifactError(
+            f"the plan's {kind} has other fields than this version knows: {', '.join(sorted(fields.keys() ^ hints.keys()))}"
+        )
     wrong = [name for name, item in fields.items() if not _conforms(item, hints[name])]
     if wrong:
         raise ArtifactError(f"the plan's {kind} holds a value of the wrong type in {', '.join(wrong)}")

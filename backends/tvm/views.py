@@ -107,11 +107,16 @@ def dense(storage: Storage, dtype: str, shape: Sequence[int]) -> View:
     return View(storage, dtype, tuple(shape), row_major(shape))
 
 
-def feature_map(storage: Storage, activation: Activation, halo_value: int = 0) -> View:
-    """[1, C, H, W] inside an NHWC storage with its halo."""
-    shape = (1, activation.channels, activation.height, activation.width)
-    strides = (activation.elements, 1, activation.row_stride, activation.channels)
+def feature_maps(storage: Storage, samples: int, activation: Activation, halo_value: int = 0) -> View:
+    """[N, C, H, W] inside an NHWC storage, each sample with its halo and on an aligned address."""
+    shape = (samples, activation.channels, activation.height, activation.width)
+    strides = (sample_stride(samples, activation), 1, activation.row_stride, activation.channels)
     return View(storage, activation.dtype, shape, strides, activation.origin, activation, halo_value)
+
+
+def sample_stride(samples: int, activation: Activation) -> int:
+    """Elements from one sample to the next."""
+    return activation.elements if samples == 1 else -(-activation.elements // ALIGNMENT) * ALIGNMENT
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:

@@ -1,0 +1,353 @@
+"""What the planner does for each op of the INTEGER stage: a change of view, or calls of kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import fx
+
+import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
+from qcompiler.backends.tvm.kernels import (
+    ITEM_SIZE,
+    Add,
+    Clamp,
+    ConvolutionKernel,
+    Copy,
+    Fill,
+    Lookup,
+    Multiply,
+    Operand,
+    Operation,
+    ReductionKernel,
+    Requantize,
+)
+from qcompiler.backends.tvm.views import View, loop_nest, pointer_offset
+from qcompiler.ir.edit import argument, is_call
+
+if TYPE_CHECKING:
+    from qcompiler.backends.tvm.fuse import Fusion
+    from qcompiler.backends.tvm.planner import Planner
+
+_aten, _qc = torch.ops.aten, torch.ops.qc
+
+Handler = Callable[["Planner", fx.Node], None]
+
+
+@dataclass(frozen=True)
+class Window:
+    """How an op slides over its input: the halo around ``x`` that its windows reach, and what must lie there."""
+
+    x: fx.Node
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    halo: tuple[int, int, int, int]
+    pad_value: int
+
+
+def window_of(planner: Planner, node: fx.Node) -> Window | None:
+    """The window of a convolution or a pooling; None for other ops.
+
+    The halo is what the windows reach, which at the bottom and right may be less than the padding of the op.
+    """
+    if is_call(node, _qc.convolution.default):
+        kernel, dilation = tuple(planner.tensors[argument(node, "weight")].shape[2:]), tuple(argument(node, "dilation"))
+        pad_value = argument(node, "pad_value")
+    elif is_call(node, _qc.max_pool2d.default):
+        kernel, dilation = tuple(argument(node, "kernel")), tuple(argument(node, "dilation"))
+        pad_value = torch.iinfo(planner.tensors[node].dtype).min
+    elif is_call(node, _qc.sum_pool2d.default):
+        kernel, dilation, pad_value = tuple(argument(node, "kernel")), (1, 1), argument(node, "zero_point")
+    else:
+        return None
+    x, stride, padding = argument(node, "x"), tuple(argument(node, "stride")), argument(node, "padding")
+    sizes, outputs = planner.tensors[x].shape[2:], planner.tensors[node].shape[2:]
+    before = (padding[0], padding[2])
+    after = [max(0, (outputs[d] - 1) * stride[d] + (kernel[d] - 1) * dilation[d] + 1 - sizes[d] - before[d]) for d in range(2)]
+    return Window(x, kernel, stride, dilation, (before[0], after[0], before[1], after[1]), pad_value)
+
+
+# Convolutions and linear layers.
+
+
+def _convolution(planner: Planner, node: fx.Node) -> None:
+    fusion = planner.fusion(node)
+    window = window_of(planner, fusion.root)
+    assert window is not None  # the root is a convolution
+    x = planner.feature_map(window.x, window.halo, window.pad_value)
+    residual = planner.feature_map(fusion.residual) if fusion.residual is not None else None
+    output = planner.allocate(node)
+    geometry = {
+        "kernel": window.kernel,
+        "stride": window.stride,
+        "padding": (window.halo[0], window.halo[2]),
+        "dilation": window.dilation,
+        "groups": argument(fusion.root, "groups"),
+    }
+    for sample in range(output.shape[0]):
+        _accumulate(planner, fusion, x, residual, output, geometry, sample)
+
+
+def _linear(planner: Planner, node: fx.Node) -> None:
+    fusion = planner.fusion(node)
+    x = planner.matrix(argument(fusion.root, "x"))
+    residual = planner.matrix(fusion.residual) if fusion.residual is not None else None
+    output = planner.allocate_matrix(node)
+    geometry = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    _accumulate(planner, fusion, x, residual, output, geometry)
+
+
+def _accumulate(
+    planner: Planner, fusion: Fusion, x: View, residual: View | None, output: View, geometry: Mapping[str, Any], sample: int = 0
+) -> None:
+    """The call of a convolution kernel for one sample."""
+    assert x.activation is not None and output.activation is not None  # feature maps and matrices have one
+    kernel = ConvolutionKernel(
+        input=x.activation,
+        output=output.activation,
+        epilogue=fusion.kernel_epilogue(_is_per_channel(planner, fusion), residual.activation if residual is not None else None),
+        table=fusion.table is not None,
+        **geometry,
+    )
+    inputs = [view for view in (x, residual) if view is not None]
+    parameters = [(view.storage, 0) for view in planner.packed(kernel, fusion.constants())]
+    pointers = [(view.storage, _map_start(view, sample)) for view in (*inputs, output)]
+    planner.call(kernel, [*pointers[:-1], *parameters, pointers[-1]], *fusion.nodes)
+
+
+def _is_per_channel(planner: Planner, fusion: Fusion) -> bool:
+    """Whether any factor of the accumulator differs between channels."""
+    roles = ("pre_shift", "multiplier", "shift", "pre_shift_a", "multiplier_a")
+    return any(planner.tensors[node].numel() > 1 for role, node in fusion.constants().items() if role in roles)
+
+
+def _map_start(view: View, sample: int) -> int:
+    """Byte offset of a sample's whole buffer, halo included."""
+    assert view.activation is not None
+    start = view.offset - view.activation.origin + (sample * view.strides[0] if sample else 0)
+    return start * ITEM_SIZE[view.dtype]
+
+
+# Element by element.
+
+
+def _requantize(planner: Planner, node: fx.Node) -> None:
+    operation = Requantize(**{name: argument(node, name) for name in ("form", "input_zero_point", "zero_point", "low", "high")})
+    _elementwise(planner, node, operation, ("x", "pre_shift", "multiplier", "shift"))
+
+
+def _add(planner: Planner, node: fx.Node) -> None:
+    operation = Add(**{name: argument(node, name) for name in ("shift", "zero_point_a", "zero_point_b", "zero_point", "low", "high")})
+    _elementwise(planner, node, operation, ("a", "b", "pre_shift_a", "multiplier_a", "pre_shift_b", "multiplier_b"))
+
+
+def _multiply(planner: Planner, node: fx.Node) -> None:
+    operation = Multiply(argument(node, "zero_point_a"), argument(node, "zero_point_b"))
+    _elementwise(planner, node, operation, ("a", "b"))
+
+
+def _clamp(planner: Planner, node: fx.Node) -> None:
+    _elementwise(planner, node, Clamp(argument(node, "low"), argument(node, "high")), ("x",))
+
+
+def _elementwise(planner: Planner, node: fx.Node, operation: Operation, names: Sequence[str]) -> None:
+    operands = [planner.value(argument(node, name)) for name in names]
+    output = planner.allocate(node, like=operands[0])
+    planner.elementwise(operation, operands, output, node)
+
+
+def _lookup(planner: Planner, node: fx.Node) -> None:
+    """A table for each channel is a view that only its channel moves; the entry is added by the kernel."""
+    x, table = planner.value(argument(node, "x")), planner.value(argument(node, "table"))
+    rows = table.select(len(table.shape) - 1, 0)
+    if rows.shape:
+        spread = rows.reshape([extent if d == 1 else 1 for d, extent in enumerate(x.shape)])
+        assert spread is not None  # one dimension takes any such shape
+        rows = spread
+    output = planner.allocate(node, like=x)
+    planner.elementwise(Lookup(torch.iinfo(planner.tensors[argument(node, "x")].dtype).min), [x, rows], output, node)
+
+
+# Reductions.
+
+
+def _pool(planner: Planner, node: fx.Node) -> None:
+    window = window_of(planner, node)
+    assert window is not None  # the handlers of poolings only
+    padded = any(window.halo)
+    x = planner.feature_map(window.x, window.halo, window.pad_value) if padded else planner.value(window.x)
+    start = x.offset - window.halo[0] * x.strides[2] - window.halo[2] * x.strides[3]
+    output = planner.allocate(node)
+    windows = dataclasses.replace(x, offset=start).windows(window.kernel, window.stride, window.dilation, output.shape[2:])
+    _reduce(planner, node, windows, output, (4, 5))
+
+
+def _adaptive_pool(planner: Planner, node: fx.Node) -> None:
+    """Output i covers inputs floor(i * size / outputs) to ceil((i + 1) * size / outputs): regular windows where outputs divide size."""
+    x, outputs = planner.value(argument(node, "x")), tuple(argument(node, "output_size"))
+    output = planner.allocate(node)
+    sizes = x.shape[2:]
+    if all(size % count == 0 for size, count in zip(sizes, outputs, strict=True)):
+        kernel = [size // count for size, count in zip(sizes, outputs, strict=True)]
+        _reduce(planner, node, x.windows(kernel, kernel, (1, 1), outputs), output, (4, 5))
+        return
+    rows, columns = (
+        [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)] for size, count in zip(sizes, outputs, strict=True)
+    )
+    for row, (top, bottom) in enumerate(rows):
+        for column, (left, right) in enumerate(columns):
+            cell = output.slice(2, row, row + 1).slice(3, column, column + 1).squeeze((2, 3))
+            _reduce(planner, node, x.slice(2, top, bottom).slice(3, left, right), cell, (2, 3))
+
+
+def _sum(planner: Planner, node: fx.Node) -> None:
+    x = planner.value(argument(node, "x"))
+    dims = sorted({dim % len(x.shape) for dim in argument(node, "dim")}) or list(range(len(x.shape)))
+    output = planner.allocate(node)
+    kept = output.squeeze(dims) if argument(node, "keepdim") else output
+    _reduce(planner, node, x, kept, dims)
+
+
+def _reduce(planner: Planner, node: fx.Node, x: View, output: View, dims: Sequence[int]) -> None:
+    """Reduce ``dims`` of x; the others are those of ``output`` in order."""
+    kept = [d for d in range(len(x.shape)) if d not in dims]
+    moved = x.permute([*kept, *dims])
+    reduction: Literal["sum", "max"] = "max" if is_call(node, _qc.max_pool2d.default, _qc.adaptive_max_pool2d.default) else "sum"
+    inner = dataclasses.replace(moved, shape=moved.shape[len(kept) :], strides=moved.strides[len(kept) :])
+    outer = dataclasses.replace(moved, shape=moved.shape[: len(kept)], strides=moved.strides[: len(kept)])
+    shape, (source, target) = loop_nest(output.shape, [outer, output])
+    window, (steps,) = loop_nest(inner.shape, [inner])
+    kernel = ReductionKernel(
+        reduction=reduction,
+        shape=shape,
+        window=window,
+        operand=Operand(x.dtype, (*source.strides, *steps.strides), source.offset + steps.offset),
+        output=target,
+        zero_point=0 if reduction == "max" else argument(node, "zero_point"),
+    )
+    operands = [(view.storage, pointer_offset(view) * ITEM_SIZE[view.dtype]) for view in (moved, output)]
+    planner.call(kernel, operands, node)
+
+
+# Movement: a change of view where it can be, else copies into the value's own memory.
+
+
+def _reshape(planner: Planner, node: fx.Node) -> None:
+    source, shape = node.args[0], tuple(planner.tensors[node].shape)
+    assert isinstance(source, fx.Node)
+    planner.set_value(node, planner.value(source).reshape(shape) or _reshaped_copy(planner, source, shape))
+
+
+def _reshaped_copy(planner: Planner, source: fx.Node, shape: Sequence[int]) -> View:
+    view = planner.materialize(source).reshape(shape)
+    assert view is not None  # row-major memory takes any shape
+    return view
+
+
+def _view_change(change: Callable[[View, fx.Node], View]) -> Handler:
+    def handler(planner: Planner, node: fx.Node) -> None:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)  # the first operand of every movement op
+        planner.set_value(node, change(planner.value(source), node))
+
+    return handler
+
+
+def _permute(view: View, node: fx.Node) -> View:
+    return view.permute([dim % len(view.shape) for dim in argument(node, "dims")])
+
+
+def _transpose(view: View, node: fx.Node) -> View:
+    order = list(range(len(view.shape)))
+    first, second = argument(node, "dim0"), argument(node, "dim1")
+    order[first], order[second] = order[second], order[first]
+    return view.permute(order)
+
+
+def _slice(view: View, node: fx.Node) -> View:
+    dim = argument(node, "dim") % len(view.shape)
+    start, stop, step = slice(argument(node, "start"), argument(node, "end"), argument(node, "step")).indices(view.shape[dim])
+    return view.slice(dim, start, max(start, stop), step)
+
+
+def _select(view: View, node: fx.Node) -> View:
+    dim = argument(node, "dim") % len(view.shape)
+    return view.select(dim, argument(node, "index") % view.shape[dim])
+
+
+def _flip(view: View, node: fx.Node) -> View:
+    return view.flip([dim % len(view.shape) for dim in argument(node, "dims")])
+
+
+def _same(view: View, node: fx.Node) -> View:
+    return view
+
+
+def _expand(planner: Planner, node: fx.Node) -> None:
+    planner.set_value(node, planner.value(argument(node, "self")).expand(tuple(planner.tensors[node].shape)))
+
+
+def _cat(planner: Planner, node: fx.Node) -> None:
+    output = planner.allocate(node)
+    dim, start = argument(node, "dim") % len(output.shape), 0
+    for source in argument(node, "tensors"):
+        view = planner.value(source)
+        planner.elementwise(Copy(), [view], output.slice(dim, start, start + view.shape[dim]), node)
+        start += view.shape[dim]
+
+
+def _constant_pad(planner: Planner, node: fx.Node) -> None:
+    """``pad`` counts from the last dimension, (before, after) each; a negative count crops."""
+    pad, view = argument(node, "pad"), planner.value(argument(node, "self"))
+    output = planner.allocate(node)
+    planner.elementwise(Fill(argument(node, "value")), [], output, node)
+    inside = output
+    for position in range(len(pad) // 2):
+        dim, before, after = len(view.shape) - 1 - position, pad[2 * position], pad[2 * position + 1]
+        view = view.slice(dim, max(0, -before), view.shape[dim] - max(0, -after))
+        inside = inside.slice(dim, max(0, before), inside.shape[dim] - max(0, after))
+    planner.elementwise(Copy(), [view], inside, node)
+
+
+def _dilate(planner: Planner, node: fx.Node) -> None:
+    output = planner.allocate(node)
+    planner.elementwise(Fill(argument(node, "value")), [], output, node)
+    inside = output
+    for dim, factor in zip((-2, -1), argument(node, "factor"), strict=True):
+        inside = inside.slice(dim % len(output.shape), 0, output.shape[dim], factor)
+    planner.elementwise(Copy(), [planner.value(argument(node, "x"))], inside, node)
+
+
+HANDLERS: Mapping[object, Handler] = {
+    _qc.convolution.default: _convolution,
+    _qc.linear.default: _linear,
+    _qc.requantize.default: _requantize,
+    _qc.add.default: _add,
+    _qc.multiply.default: _multiply,
+    _qc.lookup.default: _lookup,
+    _qc.clamp.default: _clamp,
+    _qc.max_pool2d.default: _pool,
+    _qc.sum_pool2d.default: _pool,
+    _qc.adaptive_sum_pool2d.default: _adaptive_pool,
+    _qc.adaptive_max_pool2d.default: _adaptive_pool,
+    _qc.sum.default: _sum,
+    _qc.dilate.default: _dilate,
+    _aten.view.default: _reshape,
+    _aten.reshape.default: _reshape,
+    _aten.flatten.using_ints: _reshape,
+    _aten.squeeze.dims: _reshape,
+    _aten.unsqueeze.default: _reshape,
+    _aten.permute.default: _view_change(_permute),
+    _aten.transpose.int: _view_change(_transpose),
+    _aten.slice.Tensor: _view_change(_slice),
+    _aten.select.int: _view_change(_select),
+    _aten.flip.default: _view_change(_flip),
+    _aten.clone.default: _view_change(_same),
+    _aten.expand.default: _expand,
+    _aten.cat.default: _cat,
+    _aten.constant_pad_nd.default: _constant_pad,
+}

@@ -1,0 +1,63 @@
+"""The bytes that kernels read besides activations, computed from the program: at planning for their sizes, at loading for use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from qcompiler.backends.tvm import packing
+from qcompiler.backends.tvm.kernels import ConvolutionKernel, Requantization, ResidualAdd
+from qcompiler.backends.tvm.plan import Constant, Packed, Scale
+from qcompiler.ir.program import Program
+
+_RESIDUAL_ROLES = ("pre_shift_b", "multiplier_b")
+
+
+def packed_arrays(kernel: ConvolutionKernel, target: str, constants: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """What ``packing.pack`` makes of a convolution's constants, brought into the shapes that ``kernels`` documents first."""
+    shaped = {role: _shaped(kernel, role, tensor) for role, tensor in constants.items()}
+    return tuple(packing.pack(kernel, target, shaped))
+
+
+def _shaped(kernel: ConvolutionKernel, role: str, tensor: torch.Tensor) -> torch.Tensor:
+    channels = kernel.output.channels
+    if role == "weight":
+        return tensor.reshape(channels, -1, *kernel.kernel)
+    if role in ("bias", "table"):
+        return tensor.reshape(-1)
+    per_channel = isinstance(kernel.epilogue, Requantization | ResidualAdd) and kernel.epilogue.per_channel
+    return tensor.reshape(-1).expand(channels).contiguous() if per_channel and role not in _RESIDUAL_ROLES else tensor.reshape(1)
+
+
+def parameter_reader(program: Program, target: str) -> Callable[[Constant | Packed | Scale], torch.Tensor]:
+    """A function that gives the tensor of each source; a convolution is packed once for all its arrays."""
+    packed: dict[tuple[ConvolutionKernel, tuple[tuple[str, str], ...]], tuple[torch.Tensor, ...]] = {}
+
+    def read(source: Constant | Packed | Scale) -> torch.Tensor:
+        if isinstance(source, Constant):
+            return _buffer(program, source.buffer)
+        if isinstance(source, Scale):
+            return _border(program, source)
+        key = (source.kernel, source.constants)
+        if key not in packed:
+            packed[key] = packed_arrays(source.kernel, target, {role: _buffer(program, name) for role, name in source.constants})
+        return packed[key][source.index]
+
+    return read
+
+
+def _buffer(program: Program, name: str) -> torch.Tensor:
+    tensor = getattr(program.graph_module, name)
+    assert isinstance(tensor, torch.Tensor)  # plans name buffers of the program they were made from
+    return tensor.detach()
+
+
+def _border(program: Program, source: Scale) -> torch.Tensor:
+    """Exactly the float32 numbers that ``arithmetic.quantize`` and ``dequantize`` use."""
+    kind = (program.inputs if source.port == "input" else program.outputs)[source.index].quantized
+    assert kind is not None  # plans scale quantized ports only
+    scale = torch.tensor(kind.scale, dtype=torch.float32)
+    if source.role == "zero_point":
+        return torch.tensor(kind.zero_point, dtype=torch.int32).expand_as(scale).contiguous()
+    return scale.reciprocal() if source.role == "reciprocal" else scale

@@ -1,0 +1,386 @@
+"""From an INTEGER program to a plan: values become strided views of one arena, nodes become calls of kernels.
+
+The plan is that of one sample; the generated driver loops over the batch. Four-dimensional values lie as NHWC. A value that a
+padded convolution or pooling reads is made with the halo that its reader needs, so that padding costs a fill of the border only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from qcompiler.backends.tvm import arena, operations
+from qcompiler.backends.tvm.fuse import Fusion, find_fusions
+from qcompiler.backends.tvm.kernels import (
+    ITEM_SIZE,
+    Activation,
+    ConvolutionKernel,
+    Copy,
+    Dequantize,
+    ElementwiseKernel,
+    HaloKernel,
+    Kernel,
+    Operation,
+    Quantize,
+)
+from qcompiler.backends.tvm.parameters import packed_arrays
+from qcompiler.backends.tvm.plan import Constant, Packed, Parameter, Plan, Pointer, Port, Scale, Step
+from qcompiler.backends.tvm.target import KernelTarget
+from qcompiler.backends.tvm.views import Storage, View, dense, feature_maps, loop_nest, pointer_offset, sample_stride
+from qcompiler.errors import TargetError, UnknownNameError
+from qcompiler.ir import edit
+from qcompiler.ir.batch import check_independent_samples
+from qcompiler.ir.program import Program, ValueSpec
+from qcompiler.ir.provenance import describe
+
+Halo = tuple[int, int, int, int]
+NO_HALO: Halo = (0, 0, 0, 0)
+
+
+def make_plan(program: Program, target: KernelTarget, keep: Sequence[str] = ()) -> Plan:
+    """Plan a verified INTEGER program. ``keep`` names nodes whose values become outputs after the program's own.
+
+    Raises TargetError for an op without a kernel, UnknownNameError for a name in ``keep`` that no node has, CaptureError for a
+    program that mixes the samples of a symbolic batch.
+    """
+    check_independent_samples(program)
+    nodes = {node.name: node for node in program.graph.nodes if node.op in ("placeholder", "call_function")}
+    unknown = next((name for name in keep if name not in nodes), None)
+    if unknown is not None:
+        raise UnknownNameError("node", unknown, nodes)
+    return Planner(program, target, [nodes[name] for name in keep]).plan()
+
+
+@dataclass(frozen=True)
+class _Call:
+    kernel: Kernel
+    operands: tuple[tuple[Storage, int], ...]  # byte offset into each storage
+    nodes: tuple[str, ...]
+
+
+class Planner:
+    """The state of planning; ``operations`` holds what is done for each op."""
+
+    def __init__(self, program: Program, target: KernelTarget, kept: Sequence[fx.Node]) -> None:
+        self.program, self.target, self._kept = program, target, tuple(kept)
+        self.batched = any(spec.shape[:1] == (None,) for spec in program.inputs)
+        self.tensors = _sample_tensors(program)
+        self._fusions = find_fusions(program.graph, self.tensors, set(kept))
+        self._fused = {node: fusion for fusion in self._fusions.values() for node in fusion.nodes}
+        self._values: dict[fx.Node, View] = {}
+        self._maps: dict[tuple[fx.Node, Halo, int], View] = {}
+        self._calls: list[_Call] = []
+        self._parameters: dict[Constant | Packed | Scale, View] = {}
+
+    def plan(self) -> Plan:
+        quantize, load = self._inputs()
+        for node in self.program.graph.nodes:
+            if node.op == "call_function":
+                self._plan_node(node)
+        body, self._calls = self._calls, []
+        dequantize, store = self._outputs()
+        arena_size = self._place_values([[*quantize, *load], *([call] for call in body), [*dequantize, *store]])
+        parameters_size = arena.place_all([view.storage for view in self._parameters.values()])
+        return Plan(
+            target=self.target.name,
+            batched=self.batched,
+            arena_size=arena_size,
+            parameters_size=parameters_size,
+            parameters=tuple(Parameter(v.storage.offset, v.storage.size, source) for source, v in self._parameters.items()),
+            inputs=tuple(map(self._input_port, self.program.inputs, self._placeholders())),
+            outputs=tuple(self._output_port(node, spec) for node, spec in self._results()),
+            quantize=_steps(quantize),
+            load=_steps(load),
+            body=_steps(body),
+            dequantize=_steps(dequantize),
+            store=_steps(store),
+        )
+
+    # What the operations use: values in, kernels and values out.
+
+    def value(self, node: fx.Node) -> View:
+        """Where the value of a node lies; a constant is put among the parameters when it is first used."""
+        if node.op == "get_attr":
+            return self.parameter(Constant(str(node.target)), self.tensors[node])
+        return self._values[node]
+
+    def parameter(self, source: Constant | Packed | Scale, tensor: torch.Tensor) -> View:
+        """Reserve room among the parameters for a tensor of this shape and dtype."""
+        if source not in self._parameters:
+            dtype = dtype_name(tensor)
+            size = tensor.numel() * ITEM_SIZE[dtype]
+            self._parameters[source] = dense(Storage("parameters", size), dtype, tuple(tensor.shape))
+        return self._parameters[source]
+
+    def set_value(self, node: fx.Node, view: View) -> None:
+        self._values[node] = view
+
+    def allocate(self, node: fx.Node, like: View | None = None) -> View:
+        """Room for a node's value, set as its value: NHWC for four dimensions (with the halo that its readers want), else row-major.
+
+        A value of four dimensions that no padded window reads keeps the order of ``like`` where that is row-major.
+        """
+        tensor = self.tensors[node]
+        halo, halo_value = self._wanted_halo(node)
+        row_major = tensor.dim() != 4 or (like is not None and halo == NO_HALO and _is_row_major_image(like))
+        view = self._matrix(tensor) if row_major else self._feature_maps(tensor, halo, halo_value, (node.name,))
+        self.set_value(node, view)
+        return view
+
+    def allocate_matrix(self, node: fx.Node) -> View:
+        """Room for a node's value as dense rows of its last dimension, set as its value."""
+        view = self._matrix(self.tensors[node])
+        self.set_value(node, view)
+        return view
+
+    def packed(self, kernel: ConvolutionKernel, constants: Mapping[str, fx.Node]) -> list[View]:
+        """The parameters of a convolution kernel, in the kernel's order; ``constants`` by role."""
+        names = tuple((role, str(node.target)) for role, node in constants.items())
+        tensors = {role: getattr(self.program.graph_module, name) for role, name in names}
+        arrays = packed_arrays(kernel, self.target.name, tensors)
+        return [self.parameter(Packed(kernel, names, index), array) for index, array in enumerate(arrays)]
+
+    def call(self, kernel: Kernel, operands: Iterable[tuple[Storage, int]], *nodes: fx.Node) -> None:
+        """Append a call; ``operands`` are storages with byte offsets in the kernel's order."""
+        self._calls.append(_Call(kernel, tuple(operands), tuple(node.name for node in nodes)))
+
+    def elementwise(self, operation: Operation, operands: Sequence[View], output: View, *nodes: fx.Node) -> None:
+        """``output = operation(operands)``; the operands broadcast to the output's shape."""
+        if output.elements:
+            self._calls.append(_elementwise_call(operation, operands, output, tuple(node.name for node in nodes)))
+
+    def feature_map(self, node: fx.Node, halo: Halo = NO_HALO, halo_value: int = 0) -> View:
+        """The value as NHWC maps of their own with at least this halo: where it lies if possible, else a copy (made once)."""
+        view = self.value(node)
+        found = _as_feature_map(view, halo, halo_value)
+        if found is not None:
+            return found
+        key = (node, halo, halo_value)
+        if key not in self._maps:
+            self._maps[key] = self._feature_maps(self.tensors[node], halo, halo_value, (node.name,))
+            self.elementwise(Copy(), [view], self._maps[key], node)
+        return self._maps[key]
+
+    def matrix(self, node: fx.Node) -> View:
+        """The value as dense rows of its last dimension, on an aligned address."""
+        view = self.value(node)
+        if view.is_dense() and view.aligned and view.storage.space == "arena":
+            rows, columns = _rows(view.shape)
+            return dataclasses.replace(view, activation=Activation(1, rows, columns, view.dtype))  # type: ignore[arg-type]  # an integer
+        return self.materialize(node)
+
+    def materialize(self, node: fx.Node) -> View:
+        """A row-major copy of the value."""
+        copy = self._matrix(self.tensors[node])
+        self.elementwise(Copy(), [self.value(node)], copy, node)
+        return copy
+
+    def fusion(self, node: fx.Node) -> Fusion:
+        return self._fusions[node]
+
+    # Halos.
+
+    def _wanted_halo(self, node: fx.Node) -> tuple[Halo, int]:
+        """The union of the halos of all readers that want the same value in it as the first one; others will make copies."""
+        wishes = [wish for user in edit.users_of(node) if (wish := self._wish(user, node)) is not None]
+        if not wishes:
+            return NO_HALO, 0
+        value = wishes[0][1]
+        top, bottom, left, right = (max(sides) for sides in zip(*(halo for halo, wanted in wishes if wanted == value), strict=True))
+        return (top, bottom, left, right), value
+
+    def _wish(self, user: fx.Node, node: fx.Node) -> tuple[Halo, int] | None:
+        window = operations.window_of(self, user)
+        return (window.halo, window.pad_value) if window is not None and window.x is node and window.halo != NO_HALO else None
+
+    def _feature_maps(self, tensor: torch.Tensor, halo: Halo, halo_value: int, nodes: tuple[str, ...]) -> View:
+        samples, channels, height, width = tensor.shape
+        dtype = dtype_name(tensor)
+        activation = Activation(height, width, channels, dtype, halo)  # type: ignore[arg-type]  # an integer type by the stage
+        stride = sample_stride(samples, activation) * ITEM_SIZE[dtype]
+        view = feature_maps(Storage("arena", samples * stride), samples, activation, halo_value)
+        if halo != NO_HALO:
+            kernel = HaloKernel(activation, halo_value)
+            self._calls.extend(_Call(kernel, ((view.storage, n * stride),), nodes) for n in range(samples))
+        return view
+
+    def _matrix(self, tensor: torch.Tensor) -> View:
+        dtype = dtype_name(tensor)
+        rows, columns = _rows(tensor.shape)
+        view = dense(Storage("arena", tensor.numel() * ITEM_SIZE[dtype]), dtype, tuple(tensor.shape))
+        return dataclasses.replace(view, activation=Activation(1, rows, columns, dtype))  # type: ignore[arg-type]  # an integer
+
+    # The border: inputs and outputs.
+
+    def _placeholders(self) -> list[fx.Node]:
+        return [node for node in self.program.graph.nodes if node.op == "placeholder"]
+
+    def _results(self) -> list[tuple[fx.Node, ValueSpec | None]]:
+        """The program's outputs with their specifications, then the kept values, which stay integers."""
+        (outputs,) = (node.args[0] for node in self.program.graph.nodes if node.op == "output")
+        own = list(zip(outputs, self.program.outputs, strict=True))
+        return [*own, *((node, None) for node in self._kept)]
+
+    def _inputs(self) -> tuple[list[_Call], list[_Call]]:
+        quantize, load = [], []
+        for index, (node, spec) in enumerate(zip(self._placeholders(), self.program.inputs, strict=True)):
+            value = self.allocate(node)
+            integers = dense(Storage("input", 0, index), value.dtype, value.shape)
+            load.append(_elementwise_call(Copy(), [integers], value, (node.name,)))
+            if spec.quantized is None:
+                quantize.append(load[-1])
+                continue
+            kind = spec.quantized.integer
+            floats = dense(Storage("input", 0, index), "float32", value.shape)
+            scaling = [self._scale(Scale("input", index, role), spec, value.shape) for role in ("reciprocal", "zero_point")]
+            quantize.append(_elementwise_call(Quantize(kind.low, kind.high), [floats, *scaling], value, (node.name,)))
+        return quantize, load
+
+    def _outputs(self) -> tuple[list[_Call], list[_Call]]:
+        dequantize, store = [], []
+        for index, (node, spec) in enumerate(self._results()):
+            value = self.value(node)
+            integers = dense(Storage("output", 0, index), value.dtype, value.shape)
+            store.append(_elementwise_call(Copy(), [value], integers, (node.name,)))
+            if spec is None or spec.quantized is None:
+                dequantize.append(store[-1])
+                continue
+            floats = dense(Storage("output", 0, index), "float32", value.shape)
+            scaling = [self._scale(Scale("output", index, role), spec, value.shape) for role in ("scale", "zero_point")]
+            dequantize.append(_elementwise_call(Dequantize(), [value, *scaling], floats, (node.name,)))
+        return dequantize, store
+
+    def _scale(self, source: Scale, spec: ValueSpec, shape: Sequence[int]) -> View:
+        """A parameter of the border, one element or one for each index of the axis, as it broadcasts against the value."""
+        assert spec.quantized is not None  # the callers' guard
+        count = len(spec.quantized.scale)
+        dtype = torch.int32 if source.role == "zero_point" else torch.float32
+        view = self.parameter(source, torch.empty(count, dtype=dtype, device="meta"))
+        axis = spec.quantized.axis
+        if axis is None:
+            return view.drop(0)
+        aligned = view.reshape([count if d == axis % len(shape) else 1 for d in range(len(shape))])
+        assert aligned is not None  # a vector takes any such shape
+        return aligned
+
+    def _input_port(self, spec: ValueSpec, node: fx.Node) -> Port:
+        inner = dtype_name(self.tensors[node])
+        return Port(spec.name, self._sample_shape(node), "float32" if spec.quantized else inner, inner)
+
+    def _output_port(self, node: fx.Node, spec: ValueSpec | None) -> Port:
+        inner = dtype_name(self.tensors[node])
+        outer = "float32" if spec is not None and spec.quantized else inner
+        return Port(spec.name if spec is not None else node.name, self._sample_shape(node), outer, inner)
+
+    def _sample_shape(self, node: fx.Node) -> tuple[int, ...]:
+        shape = tuple(self.tensors[node].shape)
+        return shape[1:] if self.batched else shape
+
+    # Nodes and memory.
+
+    def _plan_node(self, node: fx.Node) -> None:
+        fusion = self._fused.get(node)
+        if fusion is not None and fusion.last is not node:
+            return  # computed with the fusion's last node
+        handler = operations.HANDLERS.get(fusion.root.target if fusion is not None else node.target)
+        if handler is None:
+            known = ", ".join(sorted(str(target) for target in operations.HANDLERS))
+            raise TargetError(f"no kernel for {describe(node)} on target {self.target.name}; there are kernels for {known}")
+        handler(self, node)
+
+    def _place_values(self, moments: Sequence[Sequence[_Call]]) -> int:
+        """Calls of one moment happen together: their storages are all alive then."""
+        first: dict[Storage, int] = {}
+        last: dict[Storage, int] = {}
+        for moment, calls in enumerate(moments):
+            for storage in (storage for call in calls for storage, _ in call.operands if storage.space == "arena"):
+                first.setdefault(storage, moment)
+                last[storage] = moment
+        return arena.place([arena.Lifetime(storage, first[storage], last[storage]) for storage in first])
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _steps(calls: Iterable[_Call]) -> tuple[Step, ...]:
+    return tuple(Step(call.kernel, tuple(_pointer(*operand) for operand in call.operands), call.nodes) for call in calls)
+
+
+def _pointer(storage: Storage, byte_offset: int) -> Pointer:
+    """The offset of an input's or output's storage is its number."""
+    if storage.space in ("input", "output"):
+        return Pointer(storage.space, byte_offset, storage.offset)
+    return Pointer(storage.space, storage.offset + byte_offset)
+
+
+def _elementwise_call(operation: Operation, operands: Sequence[View], output: View, nodes: tuple[str, ...]) -> _Call:
+    views = [*(view.expand(output.shape) for view in operands), output]
+    shape, walked = loop_nest(output.shape, views)
+    kernel = ElementwiseKernel(operation, shape, tuple(walked[:-1]), walked[-1])
+    return _Call(kernel, tuple((view.storage, pointer_offset(view) * ITEM_SIZE[view.dtype]) for view in views), nodes)
+
+
+def _as_feature_map(view: View, halo: Halo, halo_value: int) -> View | None:
+    """The view itself if it has the halo; without a halo any aligned NHWC view will do."""
+    if view.storage.space != "arena":
+        return None
+    own = view.activation
+    if own is not None and len(view.shape) == 4 and view.strides[1] == 1:
+        covered = all(have >= want for have, want in zip(own.halo, halo, strict=True))
+        return view if covered and (halo == NO_HALO or view.halo_value == halo_value) else None
+    samples, channels, height, width = view.shape
+    activation = Activation(height, width, channels, view.dtype)  # type: ignore[arg-type]  # an integer type by the stage
+    wanted = (sample_stride(samples, activation), 1, activation.row_stride, channels)
+    same = all(extent == 1 or have == want for extent, have, want in zip(view.shape, view.strides, wanted, strict=True))
+    return dataclasses.replace(view, strides=wanted, activation=activation) if same and view.aligned and halo == NO_HALO else None
+
+
+def _is_row_major_image(view: View) -> bool:
+    return len(view.shape) == 4 and view.is_dense() and view.strides[1] != 1
+
+
+def _rows(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the matrix whose rows are the last dimension."""
+    columns = shape[-1] if shape else 1
+    rows = 1
+    for extent in shape[:-1]:
+        rows *= extent
+    return rows, columns
+
+
+class _SampleShapes(fx.Interpreter):
+    """Runs torch's shape functions on one sample; nothing is computed."""
+
+    def __init__(self, graph_module: fx.GraphModule, mode: FakeTensorMode) -> None:
+        super().__init__(graph_module)
+        self.mode = mode
+        self.tensors: dict[fx.Node, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if isinstance(result, torch.Tensor):
+            self.tensors[n] = result
+        return result
+
+    def get_attr(self, target: object, args: object, kwargs: object) -> torch.Tensor:
+        return edit.fake_like(getattr(self.module, str(target)), self.mode)
+
+
+def _sample_tensors(program: Program) -> dict[fx.Node, torch.Tensor]:
+    """Shape and dtype of every value where the batch, if symbolic, is 1."""
+    mode = FakeTensorMode()
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    with mode:
+        samples = [
+            torch.empty([1 if size is None else size for size in spec.shape], dtype=node.meta["val"].dtype)
+            for spec, node in zip(program.inputs, placeholders, strict=True)
+        ]
+        shapes = _SampleShapes(program.graph_module, mode)
+        shapes.run(*samples, enable_io_processing=False)
+    return shapes.tensors
