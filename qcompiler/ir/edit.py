@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.node import map_arg
@@ -149,7 +150,8 @@ def evaluate(node: fx.Node) -> Any:
     args, kwargs = map_arg(node.args, value_of), map_arg(node.kwargs, value_of)
     if not callable(node.target):
         raise VerificationError(f"{describe(node)} is not a call and cannot be evaluated")
-    with torch.no_grad(), fake_mode_of(node.graph):
+    # Without the Python dispatcher composite kernels ask for sizes as numbers, which would fix the symbolic batch.
+    with torch.no_grad(), fake_mode_of(node.graph), enable_python_dispatcher():
         return node.target(*args, **kwargs)
 
 
