@@ -23,6 +23,7 @@ class Lifetime:
 
 
 def align(size: int) -> int:
+    """The next multiple of the alignment."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 

@@ -91,9 +91,9 @@ class _Worker:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None and self._process.stdout is not None  # both are pipes
         self._requests, self.answers = self._process.stdin, self._process.stdout
-        self.ready, self.task, self._limit = False, None, _START_LIMIT
+        self.ready, self._limit = False, _START_LIMIT
         self.deadline = time.monotonic() + _START_LIMIT
-        self.task: _Task | None
+        self.task: _Task | None = None
 
     def start(self, task: _Task, time_limit: float) -> None:
         self.task, self._limit, self.deadline = task, time_limit, time.monotonic() + time_limit

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
-from qcompiler.backends.tvm.kernels import Requantization, ResidualAdd
+from qcompiler.backends.tvm.kernels import Activation, Requantization, ResidualAdd
 from qcompiler.ir import edit
 
 qc = torch.ops.qc
@@ -61,12 +62,12 @@ class Fusion:
             roles["table"] = edit.argument(self.table, "table")
         return roles
 
-    def kernel_epilogue(self, per_channel: bool, operand: object) -> Requantization | ResidualAdd | None:
-        """The epilogue as the templates know it; ``operand`` is the residual's Activation."""
+    def kernel_epilogue(self, per_channel: bool, operand: Activation | None) -> Requantization | ResidualAdd | None:
+        """The epilogue as the templates know it; ``operand`` is where the residual of an addition lies."""
         if self.epilogue is None:
             return None
         limits = {name: self._epilogue_argument(name) for name in ("zero_point", "low", "high")}
-        if self.residual is None:
+        if operand is None:
             return Requantization(form=self._epilogue_argument("form"), per_channel=per_channel, **limits)
         return ResidualAdd(
             operand=operand,
@@ -76,7 +77,7 @@ class Fusion:
             **limits,
         )
 
-    def _epilogue_argument(self, name: str) -> object:
+    def _epilogue_argument(self, name: str) -> Any:
         return edit.argument(self.epilogue, name) if self.epilogue is not None else None
 
 

@@ -42,9 +42,9 @@ class Window:
     """How an op slides over its input: the halo around ``x`` that its windows reach, and what must lie there."""
 
     x: fx.Node
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
     halo: tuple[int, int, int, int]
     pad_value: int
 

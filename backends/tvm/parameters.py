@@ -16,8 +16,8 @@ _RESIDUAL_ROLES = ("pre_shift_b", "multiplier_b")
 
 def packed_arrays(kernel: ConvolutionKernel, target: str, constants: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """What ``packing.pack`` makes of a convolution's constants, brought into the shapes that ``kernels`` documents first."""
-    shaped = {role: _shaped(kernel, role, tensor) for role, tensor in constants.items()}
-    return tuple(packing.pack(kernel, target, shaped))
+    shaped = {role: _shaped(kernel, role, tensor).numpy() for role, tensor in constants.items()}
+    return tuple(torch.from_numpy(array) for array in packing.pack(kernel, target, shaped))
 
 
 def _shaped(kernel: ConvolutionKernel, role: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -305,6 +305,7 @@ class Planner:
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
+    """``uint8`` for torch.uint8, as kernels call it."""
     return str(tensor.dtype).removeprefix("torch.")
 
 

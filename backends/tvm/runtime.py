@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import threading
 import weakref
@@ -11,8 +10,6 @@ from collections.abc import Sequence
 
 import torch
 
-from qcompiler.backends.tvm.driver import sample_bytes
-from qcompiler.backends.tvm.kernels import ITEM_SIZE
 from qcompiler.backends.tvm.parameters import parameter_reader
 from qcompiler.backends.tvm.plan import Plan, Port
 from qcompiler.backends.tvm.views import ALIGNMENT
@@ -25,8 +22,8 @@ class TvmExecutable:
 
     def __init__(self, program: Program, plan: Plan, library: bytes, threads: int | None) -> None:
         self._plan = plan
-        self._library = _load_library(library)
-        weakref.finalize(self, _unload_library, self._library)
+        self._library, descriptor = _load_library(library)
+        weakref.finalize(self, _unload_library, self._library, descriptor)
         self._lock = threading.Lock()
         self._parameters = _parameter_block(program, plan)
         self._arena = _aligned_block(plan.arena_size)
@@ -122,8 +119,10 @@ def _parameter_block(program: Program, plan: Plan) -> torch.Tensor:
     return block
 
 
-def _load_library(data: bytes) -> ctypes.CDLL:
-    """From memory, under a name of its own: the dynamic linker gives the old library for a name that it knows."""
+def _load_library(data: bytes) -> tuple[ctypes.CDLL, int]:
+    """From memory, with the descriptor of that memory. It stays open as long as the library is loaded, so that no other library gets
+    its name: for a name that it knows the dynamic linker gives the old library.
+    """
     descriptor = os.memfd_create("qcompiler")
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(data)
@@ -132,16 +131,15 @@ def _load_library(data: bytes) -> ctypes.CDLL:
     except OSError as error:
         os.close(descriptor)
         raise ArtifactError(f"the compiled library cannot be loaded ({error}): compile the program again on this machine") from error
-    library.descriptor = descriptor  # open as long as the library is: it keeps the name from being used again
     for function in (library.qc_run, library.qc_run_integer):
         function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64]
-    return library
+    return library, descriptor
 
 
-def _unload_library(library: ctypes.CDLL) -> None:
+def _unload_library(library: ctypes.CDLL, descriptor: int) -> None:
     library.qc_set_threads(1)  # ends the threads that run its code
     ctypes.CDLL(None).dlclose(ctypes.c_void_p(library._handle))
-    os.close(library.descriptor)
+    os.close(descriptor)
 
 
 def _available_cores() -> int:

@@ -120,6 +120,7 @@ def sample_stride(samples: int, activation: Activation) -> int:
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a dense tensor whose last dimension runs fastest."""
     return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
 
 
