@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from qcompiler.calibration.data import CalibrationData
+from qcompiler.calibration.statistics import ObserverSpec, StatisticRequest
+from qcompiler.calibration.sweep import collect
+from qcompiler.errors import CalibrationError
+from qcompiler.ir.builder import GraphBuilder
+from qcompiler.ir.program import Program, ValueSpec
+from qcompiler.ir.types import Stage
+
+
+def small_program(*, reciprocal: bool = False) -> Program:
+    """y = relu(x * w), and 1 / x on request."""
+    builder = GraphBuilder()
+    x = builder.input("x", (None, 3), torch.float32)
+    product = builder.call(torch.ops.aten.mul.Tensor, x, builder.constant("w", torch.tensor([1.0, -2.0, 3.0])), name="product")
+    result = builder.call(torch.ops.aten.relu.default, product, name="activation")
+    if reciprocal:
+        result = builder.call(torch.ops.aten.reciprocal.default, x, name="inverse")
+    spec = ValueSpec("x", torch.float32, (None, 3))
+    return Program(builder.finish(result), Stage.FLOAT, (spec,), (ValueSpec("y", torch.float32, (None, 3)),))
+
+
+def sweep(program: Program, requests: list[StatisticRequest], batches: list[torch.Tensor]) -> dict[StatisticRequest, object]:
+    return dict(collect(program, requests, CalibrationData(batches, program.inputs)))
+
+
+def test_one_sweep_answers_everything() -> None:
+    values = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    requests = [
+        StatisticRequest("x", ObserverSpec()),
+        StatisticRequest("w", ObserverSpec()),
+        StatisticRequest("product", ObserverSpec(axis=1)),
+        StatisticRequest("product", ObserverSpec(symmetric=True)),
+        StatisticRequest("activation", ObserverSpec()),
+        StatisticRequest("activation", ObserverSpec()),
+    ]
+    answers = sweep(small_program(), requests, list(values.split(6)))
+    product = values * torch.tensor([1.0, -2.0, 3.0])
+    expected = {
+        requests[0]: (values.min(), values.max()),
+        requests[1]: (torch.tensor(-2.0), torch.tensor(3.0)),
+        requests[2]: (product.amin(0), product.amax(0)),
+        requests[3]: (-product.abs().max(), product.abs().max()),
+        requests[4]: (torch.tensor(0.0), product.max()),
+    }
+    assert answers.keys() == expected.keys()
+    for request, (low, high) in expected.items():
+        assert (answers[request].low, answers[request].high) == (tuple(low.reshape(-1).tolist()), tuple(high.reshape(-1).tolist()))
+
+
+def test_nothing_asked_reads_nothing() -> None:
+    def forbidden() -> list[torch.Tensor]:
+        raise AssertionError("the data were read")
+
+    program = small_program()
+    assert collect(program, [], CalibrationData(forbidden, program.inputs)) == {}
+
+
+def test_a_value_that_becomes_infinite_is_told_with_node_and_sample() -> None:
+    program = small_program(reciprocal=True)
+    batches = [torch.ones(1, 3), torch.tensor([[1.0, 0.0, 1.0]])]
+    with pytest.raises(CalibrationError, match=r"^calibration sample 1, node 'inverse' \(aten.reciprocal.default\).*infinities or NaN"):
+        sweep(program, [StatisticRequest("inverse", ObserverSpec())], batches)
+
+
+def test_requests_that_make_no_sense() -> None:
+    with pytest.raises(CalibrationError, match="'absent', which is no node of the graph"):
+        sweep(small_program(), [StatisticRequest("absent", ObserverSpec())], [torch.ones(1, 3)])
+    with pytest.raises(CalibrationError, match="node 'product'.*no axis 2"):
+        sweep(small_program(), [StatisticRequest("product", ObserverSpec(axis=2))], [torch.ones(1, 3)])
+    with pytest.raises(CalibrationError, match="gathered from floats"):
+        sweep(small_program().replace(stage=Stage.INTEGER), [StatisticRequest("x", ObserverSpec())], [torch.ones(1, 3)])
+
+
+PEAK = textwrap.dedent(
+    """
+    import re, torch
+    from pathlib import Path
+    torch.set_num_threads(1)
+    from torch import nn
+    from qcompiler.calibration.data import CalibrationData
+    from qcompiler.calibration.statistics import ObserverSpec, StatisticRequest
+    from qcompiler.calibration.sweep import collect
+    from qcompiler.capture import capture
+
+    {model}
+    program = capture(model, torch.zeros(1, 3, 32, 32))
+    kinds = ("min-max", "percentile", "mse", "entropy", "moving-average")
+    values = [node.name for node in program.graph.nodes if node.op == "call_function" and node.meta["val"].dim() == 4]
+    requests = [StatisticRequest(name, ObserverSpec(kinds[i % 5], axis=1 if i % 2 else None)) for i, name in enumerate(values)]
+    images = (torch.randn(min(10, {count} - start), 3, 32, 32) for start in range(0, {count}, 10))
+    collect(program, requests, CalibrationData(images, program.inputs))
+    # Of this program alone: ru_maxrss would count the process that started it too.
+    print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+    """
+)
+
+SMALL = "model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1)).eval()"
+RESNET20 = "from models.resnet_cifar import load_resnet20; model = load_resnet20(Path({path!r}))"
+
+
+def peak_memory(model: str, count: int) -> int:
+    """Kilobytes that a fresh process holds at most while it calibrates on ``count`` images."""
+    script = PEAK.format(model=model, count=count)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=600, env=environment)
+    return int(done.stdout)
+
+
+def test_memory_does_not_depend_on_the_number_of_images() -> None:
+    few, many = peak_memory(SMALL, 10), peak_memory(SMALL, 1000)
+    assert abs(many - few) < 0.05 * few
+
+
+@pytest.mark.slow
+def test_memory_of_resnet20_on_10_and_on_10000_images(assets: object) -> None:
+    model = RESNET20.format(path=f"{assets}/resnet20_cifar10/resnet20.safetensors")
+    few, many = peak_memory(model, 10), peak_memory(model, 10_000)
+    assert abs(many - few) < 0.05 * few
