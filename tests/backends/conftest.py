@@ -1,0 +1,167 @@
+"""Small INTEGER programs built by hand, and the comparison of a compiled program with the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import fx
+
+import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
+from qcompiler.backends.reference import backend as reference
+from qcompiler.backends.tvm import backend as tvm
+from qcompiler.ir.builder import GraphBuilder
+from qcompiler.ir.program import Program, ValueSpec
+from qcompiler.ir.types import UINT8, QuantizedType, Stage
+from qcompiler.pipeline.backend import Executable
+
+BATCHES = (1, 3, 17)
+THREADS = (1, 2)
+
+
+class IntegerProgram:
+    """Builds an INTEGER program: every placeholder is uint8 with scale 0.05 and zero point 7, every constant random."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.builder = GraphBuilder()
+        self.random = torch.Generator().manual_seed(seed)
+        self._inputs: list[ValueSpec] = []
+
+    def input(self, *shape: int | None) -> fx.Node:
+        name = f"x{len(self._inputs)}"
+        self._inputs.append(ValueSpec(name, torch.float32, shape, QuantizedType(UINT8, (0.05,), (7,))))
+        return self.builder.input(name, shape, torch.uint8)
+
+    def call(self, op: str, *args: object, name: str | None = None) -> fx.Node:
+        namespace, _, packet = op.partition(".")
+        target = getattr(getattr(torch.ops, namespace), packet.partition(":")[0])
+        return self.builder.call(getattr(target, packet.partition(":")[2] or "default"), *args, name=name)
+
+    def constant(self, name: str, tensor: torch.Tensor) -> fx.Node:
+        return self.builder.constant(name, tensor)
+
+    def integers(self, name: str, low: int, high: int, shape: Sequence[int] = (), dtype: torch.dtype = torch.int32) -> fx.Node:
+        return self.constant(name, torch.randint(low, high + 1, tuple(shape), generator=self.random).to(dtype))
+
+    def multiplier(self, shape: Sequence[int] = ()) -> fx.Node:
+        return self.constant("multiplier", 2 * torch.randint(1 << 29, 1 << 30, tuple(shape), generator=self.random).to(torch.int32))
+
+    def requantize(self, x: fx.Node, bound: int, channels: Sequence[int] = (), form: str = "high", signed: bool = False) -> fx.Node:
+        """To about the whole range of 8 bits, for |x| <= bound."""
+        bits = bound.bit_length()
+        low, high = (-128, 127) if signed else (0, 255)
+        if form == "high":
+            # (bound << pre_shift) * multiplier >> 32 is about 2^(29 or 30): shift down to 8 bits
+            pre_shift, multiplier, shift = self.constant("pre_shift", _full(30 - bits, channels)), self.multiplier(channels), 20
+        elif form == "narrow":
+            pre_shift = self.constant("pre_shift", _full(max(bits - 14, 0), channels))
+            multiplier, shift = self.integers("multiplier", 1 << 14, (1 << 15) - 1, channels), 6
+        else:
+            pre_shift, multiplier, shift = self.constant("pre_shift", _full(0, channels)), self.multiplier(channels), bits + 22
+        shifts = self.constant("shift", _full(shift, channels))
+        return self.call("qc.requantize", x, pre_shift, multiplier, shifts, 0, 0 if signed else 100, low, high, form, 8, signed)
+
+    def add(self, a: fx.Node, b: fx.Node, bound_a: int, bound_b: int, channels: Sequence[int] = (), zero_points: Sequence[int] = (0, 0)) -> fx.Node:
+        """Operand a may have a multiplier for each channel."""
+        scaling = [
+            self.constant("pre_shift_a", _full(30 - bound_a.bit_length(), channels)),
+            self.multiplier(channels),
+            self.constant("pre_shift_b", _full(30 - bound_b.bit_length(), ())),
+            self.multiplier(),
+        ]
+        return self.call("qc.add", a, b, *scaling, 21, *zero_points, 90, 0, 255, 8, False)
+
+    def convolution(
+        self,
+        x: fx.Node,
+        channels: int,
+        kernel: tuple[int, int] = (1, 1),
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0, 0, 0),
+        dilation: Sequence[int] = (1, 1),
+        groups: int = 1,
+        pad_value: int = 7,
+    ) -> tuple[fx.Node, int]:
+        """The accumulator and a bound of its magnitude."""
+        shape = (channels, x.meta["val"].shape[1] // groups, *kernel)
+        weight = self.integers("weight", -127, 127, shape, torch.int8)
+        bias = self.integers("bias", -5000, 5000, (channels,))
+        node = self.call("qc.convolution", x, weight, bias, list(stride), list(padding), list(dilation), groups, pad_value)
+        return node, 127 * 255 * shape[1] * kernel[0] * kernel[1] + 5000
+
+    def linear(self, x: fx.Node, features: int) -> tuple[fx.Node, int]:
+        inputs = x.meta["val"].shape[-1]
+        weight = self.integers("weight", -127, 127, (features, inputs), torch.int8)
+        return self.call("qc.linear", x, weight, self.integers("bias", -5000, 5000, (features,))), 127 * 255 * inputs + 5000
+
+    def finish(self, *outputs: fx.Node) -> Program:
+        specs = tuple(ValueSpec(node.name, node.meta["val"].dtype, _shape(node)) for node in outputs)
+        return Program(self.builder.finish(*outputs), Stage.INTEGER, tuple(self._inputs), specs)
+
+
+def _full(value: int, shape: Sequence[int]) -> torch.Tensor:
+    return torch.full(tuple(shape), value, dtype=torch.int32)
+
+
+def _shape(node: fx.Node) -> tuple[int | None, ...]:
+    return tuple(None if isinstance(size, torch.SymInt) else size for size in node.meta["val"].shape)
+
+
+def _random_inputs(program: Program, batch: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Integer inputs over the whole range of uint8."""
+    random = torch.Generator().manual_seed(seed)
+    shapes = [[batch if size is None else size for size in spec.shape] for spec in program.inputs]
+    return tuple(torch.randint(0, 256, shape, generator=random).to(torch.uint8) for shape in shapes)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tests neither read nor fill the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("QCOMPILER_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def random_inputs() -> Callable[..., tuple[torch.Tensor, ...]]:
+    return _random_inputs
+
+
+@pytest.fixture(scope="session")
+def integer_program() -> Callable[..., IntegerProgram]:
+    return IntegerProgram
+
+
+@pytest.fixture(scope="session")
+def compile_for() -> Callable[..., Executable]:
+    """Compile and load for a target; skips where this machine cannot run its code."""
+
+    def compile_and_load(program: Program, target: str, keep: Sequence[str] = (), threads: int = 1) -> Executable:
+        backend = reference if target == "reference" else tvm
+        reason = backend.available(target)
+        if reason is not None:
+            pytest.skip(reason)
+        return backend.load(program, backend.compile(program, target, keep=keep), threads)
+
+    return compile_and_load
+
+
+@pytest.fixture(scope="session")
+def assert_equal_integers() -> Callable[..., None]:
+    """Every output of the compiled program equals the reference's, for several batches and numbers of threads."""
+
+    def check(program: Program, executable: Executable, keep: Sequence[str] = ()) -> None:
+        expected_of = reference.load(program, reference.compile(program, "reference", keep=keep))
+        names = [*(spec.name for spec in program.outputs), *keep]
+        for batch in BATCHES:
+            inputs = _random_inputs(program, batch, seed=batch)
+            expected = expected_of.run_integer(*inputs)
+            for threads in THREADS:
+                executable.set_threads(threads)
+                for name, want, got in zip(names, expected, executable.run_integer(*inputs), strict=True):
+                    assert want.dtype == got.dtype and torch.equal(want, got), f"{name} differs at batch {batch}, {threads} thread(s)"
+
+    return check
