@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +24,17 @@ _LAZY = {
 }
 
 __all__ = ["Module", "Program", "capture", "compile", "load", "quantize"]
+
+
+class _Package(ModuleType):
+    """Keeps ``qcompiler.capture`` the function: importing the subpackage of that name would put the module in its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _LAZY and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> object:

@@ -40,6 +40,11 @@ def test_every_public_name_resolves() -> None:
         _ = qcompiler.quantise
 
 
+def test_capture_stays_the_function_when_its_subpackage_is_imported() -> None:
+    code = "import qcompiler.capture, qcompiler as qc; print(callable(qc.capture)); from qcompiler import capture; print(callable(capture))"
+    assert run(code).split() == ["True", "True"]
+
+
 def test_the_package_is_typed() -> None:
     assert (Path(qcompiler.__file__).parent / "py.typed").exists()
 
