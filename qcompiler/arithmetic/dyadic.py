@@ -130,7 +130,8 @@ def _choose_automatically(real: Tensor, magnitude: Tensor, tolerance: float, lim
 def choose_high(factor: Real, bound: Integer) -> Dyadic:
     """``m`` even in [2^30, 2^31) (or 0), the least ``l`` that allows ``s >= 8`` and keeps ``bound << l`` in int32, ``s`` in 1..30.
 
-    Raises VerificationError where no such ``l`` exists: the output may pass 2^28, or the factor is under 2^-30 and yet seen.
+    Factors under 2^-32 give 0, as every int32 times them rounds to 0. Raises VerificationError where no such ``l`` exists, which needs
+    outputs of more than 2^28.
     """
     real, magnitude = _arguments(factor, bound)
     chosen, served = _high(real, magnitude)
@@ -199,10 +200,8 @@ def _high(real: Tensor, magnitude: Tensor) -> tuple[Dyadic, Tensor]:
     limit = _largest_pre_shift(magnitude)
     pre_shift = torch.minimum((least_difference + _WANTED_SHIFT).clamp(min=0), limit)
     shift = pre_shift - least_difference
-    invisible = (shift > _LARGEST_HIGH_SHIFT) & (magnitude.double() * real < 0.5)
-    zero = (half == 0) | invisible
-    served = zero | ((shift >= 1) & (shift <= _LARGEST_HIGH_SHIFT))
-    return _dyadic("high", pre_shift, 2 * half, shift.clamp(min=1), zero), served
+    zero = (half == 0) | (shift > _LARGEST_HIGH_SHIFT)  # a factor under 2^-32: every int32 times it rounds to 0
+    return _dyadic("high", pre_shift, 2 * half, shift.clamp(min=1), zero), zero | (shift >= 1)
 
 
 def _narrow(real: Tensor, magnitude: Tensor, limit: int) -> tuple[Dyadic, Tensor]:
@@ -212,8 +211,7 @@ def _narrow(real: Tensor, magnitude: Tensor, limit: int) -> tuple[Dyadic, Tensor
     pre_shift = torch.full_like(total, -1)
     for k in range(30, -1, -1):
         pre_shift = torch.where(_narrow_serves(multiplier, total, magnitude, k, limit), k, pre_shift)
-    invisible = (total > _LARGEST_NARROW_SHIFT) & (magnitude.double() * real < 0.5) & (pre_shift < 0)
-    zero = (multiplier == 0) | invisible
+    zero = (multiplier == 0) | ((pre_shift < 0) & (magnitude * real < 0.5))  # no k serves, but every product rounds to 0
     return _dyadic("narrow", pre_shift.clamp(min=0), multiplier, (total - pre_shift).clamp(min=0), zero), zero | (pre_shift >= 0)
 
 

@@ -68,8 +68,7 @@ def test_high_keeps_the_contract_and_its_bound(factor: float, bound: int) -> Non
     try:
         dyadic = choose_high(factor, bound)
     except VerificationError:
-        # Refused only where the output itself may pass 2^28, or where it is seen although the factor is under 2^-30.
-        assert bound * factor >= 2.0**28 or (factor < 2.0**-30 and bound * factor >= 0.5)
+        assert bound * factor >= 2.0**28, "refused although the output is small"
         return
     assert_high(dyadic, bound)
     error = worst_error(dyadic, factor, samples(bound, factor), None)
@@ -110,7 +109,7 @@ def test_narrow_saturation_is_never_seen_after_the_clamp(factor: float, bound: i
         assert min(max(result, -LIMIT), LIMIT) == min(max(unbounded, -LIMIT), LIMIT)
 
 
-@given(factor=factors(-30, -8), bound=st.integers(0, 1 << 30))
+@given(factor=factors(-30, -6), bound=st.integers(0, 1 << 30))
 def test_narrow_always_serves_ordinary_8_bit_outputs_within_the_default_tolerance(factor: float, bound: int) -> None:
     assert choose(factor, bound).form == "narrow"
 
