@@ -164,7 +164,7 @@ def _spec_text(spec: ValueSpec) -> str:
 
 
 def _record_text(record: PassRecord) -> str:
-    options = ",".join(f"{name}={json.dumps(plain(value), ensure_ascii=False)}" for name, value in record.options.items())
+    options = ",".join(f"{name}={json.dumps(plain(value), ensure_ascii=False)}" for name, value in sorted(record.options.items()))
     return f"{record.name}{{{options}}} {'modified' if record.modified else 'unchanged'}{''.join(f'; {note}' for note in record.notes)}"
 
 
