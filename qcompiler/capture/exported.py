@@ -38,8 +38,6 @@ _HINTS: Mapping[str, str] = {
     "cond": "control flow on tensors is not compiled: use torch.where or clamp",
     "map_impl": "loops over tensors are not compiled: write them out",
     "wrap_with_set_grad_enabled": "export the module under torch.no_grad(), or capture the module itself",
-    "dropout": "this dropout is active in evaluation mode: pass training=self.training",
-    "batch_norm": "this batch norm uses the statistics of its batch in evaluation mode: train it with track_running_stats=True",
     "item": "a number must not depend on the values of a tensor: keep it a tensor or make it an attribute",
 }
 _GENERAL_HINT = "write it with ops of docs/capture.md, or keep that part of the model outside"
@@ -158,15 +156,22 @@ def _check_output(spec: OutputSpec) -> None:
 
 def _check_ops(graph: fx.Graph) -> None:
     for node in graph.nodes:
-        if node.op == "call_function" and (node.target not in FLOAT_OPS or _is_training_only(node)):
-            raise UnsupportedOpError(f"{describe(node)} is not supported: {_HINTS.get(_packet(node), _GENERAL_HINT)}")
+        hint = _reason_unsupported(node) if node.op == "call_function" else None
+        if hint is not None:
+            raise UnsupportedOpError(f"{describe(node)} is not supported: {hint}")
 
 
-def _is_training_only(node: fx.Node) -> bool:
-    """Dropout that drops, and batch norm that normalizes by the batch at hand, make samples random or dependent."""
-    if edit.is_call(node, torch.ops.aten.dropout.default):
-        return bool(edit.argument(node, "train"))
-    return edit.is_call(node, torch.ops.aten.batch_norm.default) and bool(edit.argument(node, "training"))
+def _reason_unsupported(node: fx.Node) -> str | None:
+    """What the user can do about an op that the FLOAT stage does not have, in this form at least; None if it has it."""
+    if node.target not in FLOAT_OPS:
+        return _HINTS.get(_packet(node), _GENERAL_HINT)
+    if edit.is_call(node, torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default) and edit.argument(node, "train"):
+        return "it is active in evaluation mode and makes outputs random; pass training=self.training"
+    if edit.is_call(node, torch.ops.aten.batch_norm.default) and edit.argument(node, "training"):
+        return "it normalizes by the batch at hand, which mixes its samples; train it with track_running_stats=True"
+    if edit.is_call(node, torch.ops.aten.pad.default) and edit.argument(node, "mode") != "constant":
+        return f"mode '{edit.argument(node, 'mode')}' is not compiled; pad with zeros or another constant"
+    return None
 
 
 def _packet(node: fx.Node) -> str:

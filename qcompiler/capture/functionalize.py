@@ -59,7 +59,8 @@ def _check_write(node: fx.Node, target: fx.Node, sharing: Iterable[fx.Node], ord
         taken_before = other is not target and order[other] < order[node]
         if taken_before and any(order[user] > order[node] for user in other.users):
             raise CaptureError(
-                f"{describe(node)} writes into memory that '{other.name}' shares and that is read later: use the op that is not in-place"
+                f"{describe(node)} writes into memory that '{other.name}' shares and that is read later:"
+                " use the op that is not in-place, or torch.cat"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import traceback
 from collections.abc import Iterator
@@ -19,28 +20,34 @@ from qcompiler.errors import CaptureError
 # torch.export treats the sizes 0 and 1 as constants, so a symbolic dimension needs an example of at least this size.
 SMALLEST_DYNAMIC_BATCH = 2
 
+Tensors = tuple[torch.Tensor, ...]
+
 _TORCH_DIRECTORY = str(Path(torch.__file__).parent)
-_SPECIALIZED = re.compile(r"specialized it to be a constant \((\d+)\)|Constraints violated")
+_RESTRICTED = re.compile(r"Constraints violated")
+_SPECIALIZED = re.compile(r"specialized it to be a constant \((\d+)\)")
+# Where shapes do not fit torch logs a traceback before it raises.
+_LOUD = logging.getLogger("torch._subclasses.fake_tensor")
 
 
-def export_module(model: nn.Module, inputs: tuple[torch.Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
+def export_module(model: nn.Module, inputs: Tensors, dynamic_batch: bool) -> ExportedProgram:
     """``torch.export.export`` of the module in evaluation mode; dimension 0 of every input is one symbol if ``dynamic_batch``.
 
     Raises:
         CaptureError: as ``capture`` says; the error of torch stays attached as its cause.
     """
     _check_devices(model, inputs)
+    traced = _with_traceable_batch(inputs) if dynamic_batch else inputs
     shapes: Any = None  # torch.export takes a ShapesCollection, though its annotation does not say so
     if dynamic_batch:
-        inputs = _with_traceable_batch(inputs)
         shapes = ShapesCollection()
-        for value in inputs:
+        for value in traced:
             shapes[value] = {0: Dim("batch")}
     with _evaluation_mode(model), torch.no_grad():
         try:
-            return torch.export.export(model, inputs, dynamic_shapes=shapes)
+            with _silenced(_LOUD):
+                return torch.export.export(model, traced, dynamic_shapes=shapes)
         except Exception as error:  # torch.export lets every error of the model through, besides its own many kinds
-            raise _explain(error, model, inputs) from error
+            raise _explain(error, model, inputs, traced) from error
 
 
 @contextmanager
@@ -55,13 +62,22 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _check_devices(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+@contextmanager
+def _silenced(logger: logging.Logger) -> Iterator[None]:
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _check_devices(model: nn.Module, inputs: Tensors) -> None:
     devices = {str(value.device) for value in (*model.parameters(), *model.buffers(), *inputs)} - {"cpu"}
     if devices:
         raise CaptureError(f"{type(model).__name__} has tensors on {', '.join(sorted(devices))}: move the model and its inputs with .cpu()")
 
 
-def _with_traceable_batch(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _with_traceable_batch(inputs: Tensors) -> Tensors:
     """Fresh tensors with a batch of at least two; fresh, because one tensor given twice would count as one input."""
     sizes = {value.shape[0] for value in inputs if value.ndim}
     if len(sizes) != 1 or any(value.ndim == 0 for value in inputs):
@@ -75,8 +91,8 @@ def _with_traceable_batch(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tenso
     return tuple(value.detach()[:1].repeat(SMALLEST_DYNAMIC_BATCH, *[1] * (value.ndim - 1)) for value in inputs)
 
 
-def _explain(error: Exception, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> CaptureError:
-    """One line for whatever ``torch.export`` raised."""
+def _explain(error: Exception, model: nn.Module, inputs: Tensors, traced: Tensors) -> CaptureError:
+    """One line for whatever ``torch.export`` raised on ``traced``, the user's ``inputs`` with a batch of two at least."""
     name = type(model).__name__
     if isinstance(error, GuardOnDataDependentSymNode):
         return CaptureError(
@@ -84,14 +100,27 @@ def _explain(error: Exception, model: nn.Module, inputs: tuple[torch.Tensor, ...
             " use torch.where or clamp, or move the decision out of the model"
         )
     specialized = _SPECIALIZED.search(str(error))
-    if specialized:
-        size = f" to {specialized[1]}" if specialized[1] else ""
-        return CaptureError(f"{name} fixes the batch size{size}: capture with dynamic_batch=False, or write its shapes with x.shape[0]")
+    if specialized or _RESTRICTED.search(str(error)):
+        what = f"fixes the batch size to {specialized[1]}" if specialized else "does not take every batch size"
+        return CaptureError(f"{name} {what}: capture with dynamic_batch=False, or write its shapes with x.shape[0]")
+    failure = _failure(model, inputs)
+    if failure is not None:
+        return CaptureError(f"{name} fails on the example inputs{_place(failure)}: {_first_line(failure)}")
+    failure = _failure(model, traced)
+    if failure is not None:
+        return CaptureError(
+            f"{name} fixes the batch size to {inputs[0].shape[0]}{_place(failure)}: capture with dynamic_batch=False,"
+            " or write its shapes with x.shape[0]"
+        )
+    return CaptureError(f"torch.export cannot trace {name}{_place(error)}: {_first_line(error)}")
+
+
+def _failure(model: nn.Module, inputs: Tensors) -> Exception | None:
     try:
         model(*inputs)
-    except Exception as failure:
-        return CaptureError(f"{name} fails on the example inputs{_place(failure)}: {_first_line(failure)}")
-    return CaptureError(f"torch.export cannot trace {name}{_place(error)}: {_first_line(error)}")
+    except Exception as failure:  # whatever the user's code raises
+        return failure
+    return None
 
 
 def _place(error: BaseException) -> str:
