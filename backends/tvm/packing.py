@@ -1,0 +1,210 @@
+"""Constants of a convolution in the layout that its kernel reads. Runs at load time too: numpy only.
+
+What is known before run time is folded in here: rounding terms and the correction for signed inputs go into the bias; channels that
+do not exist and the padding of runs get zero weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.backends.tvm.kernels import ConvolutionKernel, Requantization, ResidualAdd
+from qcompiler.backends.tvm.templates.layout import (
+    OPERAND_LANES,
+    Chunk,
+    DepthwiseLayout,
+    MatrixLayout,
+    Parameter,
+    depthwise_layout,
+    epilogue_parameters,
+    is_depthwise,
+    matrix_layout,
+    panel_vectors,
+)
+
+Array = NDArray[np.generic]
+Integers = NDArray[np.int64]
+_SIGN_OFFSET = 128  # vpdpbusd takes unsigned inputs: signed ones are read as x + 128
+_WORD_BITS = 15  # vpmulhrsw multiplies by y / 2^15
+
+
+def pack(kernel: ConvolutionKernel, target: str, constants: Mapping[str, Array]) -> tuple[Array, ...]:
+    """Weights, bias, parameters of the epilogue and table, in the order of the kernel's arguments.
+
+    ``constants``: by the roles that ``kernels`` lists. Raises TargetError for a target without templates.
+    """
+    weight = np.asarray(constants["weight"], np.int8)
+    if is_depthwise(kernel):
+        depthwise = depthwise_layout(kernel, target)
+        chunks, weights = depthwise.chunks, _depthwise_weights(depthwise, weight)
+    else:
+        matrix = matrix_layout(kernel, target)
+        vectors = panel_vectors(kernel, matrix)
+        chunks = tuple(_chunks(matrix, vectors))
+        weights = _matrix_weights(matrix, vectors, weight, _lanes(chunks, "accumulator"))
+    values = _values(kernel, weight, constants, reads_unsigned=_reads_unsigned(kernel, target))
+    channels = chunks[-1].offset + chunks[-1].channels
+    return (weights, *(_arrange(parameter, values[parameter.name], chunks) for parameter in epilogue_parameters(kernel, channels)))
+
+
+def _reads_unsigned(kernel: ConvolutionKernel, target: str) -> bool:
+    """Whether the kernel reads signed inputs as unsigned ones. AVX2 widens them and AMX has signed products."""
+    signed_products = target == "x86-64-v3" or (target == "x86-64-amx" and not is_depthwise(kernel))
+    return kernel.input.dtype == "int8" and not signed_products
+
+
+# Weights
+
+
+def _chunks(layout: MatrixLayout, vectors: int) -> Iterator[Chunk]:
+    """The chunks of all panels of all groups, with absolute channels and offsets."""
+    for group, first, channels in _panels(layout, vectors):
+        for chunk in layout.panel(channels):
+            channel, offset = group * layout.outputs + first, group * layout.vectors * layout.instructions.lanes + first
+            yield replace(chunk, first=channel + chunk.first, offset=offset + chunk.offset)
+
+
+def _panels(layout: MatrixLayout, vectors: int) -> Iterator[tuple[int, int, int]]:
+    """Group, first channel in it and number of channels of each panel."""
+    size = vectors * layout.instructions.lanes
+    for group in range(layout.groups):
+        for first in range(0, layout.outputs, size):
+            yield group, first, min(size, layout.outputs - first)
+
+
+def _lanes(chunks: tuple[Chunk, ...], order: str) -> Integers:
+    """Channel of each entry of a packed array; -1 where there is none."""
+    parts = []
+    for chunk in chunks:
+        relative = chunk.word_order if order == "word" else chunk.accumulator_order
+        parts.append(np.where(relative < chunk.valid, chunk.first + relative, -1))
+    return np.concatenate(parts)
+
+
+def _matrix_weights(layout: MatrixLayout, vectors: int, weight: NDArray[np.int8], channels: Integers) -> Array:
+    """[panel][kernel row][run][step][vector][lane][4]; AVX2 splits the four into even and odd, AMX gathers steps to tiles of 16 rows."""
+    dense = _runs(layout, weight)
+    rows = np.concatenate([dense, np.zeros((1, dense.shape[1]), np.int8)])[channels]
+    lanes = layout.instructions.lanes
+    by_vector = rows.reshape(-1, lanes, layout.depth // 4, 4)
+    parts = []
+    for group, first, count in _panels(layout, vectors):
+        start = group * layout.vectors + first // lanes
+        parts.append(_instruction_order(layout, by_vector[start : start + -(-count // lanes)]).reshape(-1))
+    return np.ascontiguousarray(np.concatenate(parts).astype(layout.weights.dtype))
+
+
+def _instruction_order(layout: MatrixLayout, panel: NDArray[np.int8]) -> NDArray[np.int8]:
+    vectors, lanes, steps, _ = panel.shape
+    if layout.instructions.name == "x86-64-v3":
+        return panel.reshape(vectors, lanes, steps, 2, 2).transpose(2, 0, 4, 1, 3)
+    if layout.instructions.name == "x86-64-amx":
+        return panel.reshape(vectors, lanes, steps // 16, 16, 4).transpose(2, 0, 3, 1, 4)
+    return panel.transpose(2, 0, 1, 3)
+
+
+def _runs(layout: MatrixLayout, weight: NDArray[np.int8]) -> NDArray[np.int8]:
+    """[output channel, inner dimension with padding], groups merged."""
+    outputs, inputs, height, width = weight.shape
+    merged = layout.inputs // inputs
+    dense = np.zeros((layout.groups, merged, layout.outputs // merged, height, width, merged, inputs), np.int8)
+    by_group = weight.reshape(layout.groups, merged, -1, inputs, height, width).transpose(0, 1, 2, 4, 5, 3)
+    for member in range(merged):
+        dense[:, member, :, :, :, member] = by_group[:, member]
+    runs = dense.reshape(outputs, height * layout.runs, layout.run_length)
+    padding = layout.steps * layout.instructions.granule - layout.run_length
+    return np.pad(runs, ((0, 0), (0, 0), (0, padding))).reshape(outputs, layout.depth)
+
+
+def _depthwise_weights(layout: DepthwiseLayout, weight: NDArray[np.int8]) -> Array:
+    """[chunk][dot product][kernel column][output row][vector][lane][taps]."""
+    height, width = layout.kernel
+    channels, taps = weight.shape[0], layout.instructions.depthwise_taps
+    spread = np.zeros((channels + 1, len(layout.slots), width, layout.rows, taps), np.int8)
+    for product, input_rows in enumerate(layout.slots):
+        for tap, input_row in enumerate(input_rows):
+            for row in range(layout.rows):
+                kernel_row = layout.kernel_row(row, input_row)
+                if kernel_row is not None:
+                    spread[:channels, product, :, row, tap] = weight[:, 0, kernel_row]
+    parts = [spread[_lanes((chunk,), "accumulator")].transpose(1, 2, 3, 0, 4).reshape(-1) for chunk in layout.chunks]
+    return np.ascontiguousarray(np.concatenate(parts).astype(layout.weights.dtype))
+
+
+# Parameters of the epilogue
+
+
+def _values(kernel: ConvolutionKernel, weight: NDArray[np.int8], constants: Mapping[str, Array], reads_unsigned: bool) -> dict[str, Integers]:
+    """Every parameter by its name, one value a channel (the operand's: one)."""
+    outputs = kernel.output.channels
+    bias = np.asarray(constants["bias"], np.int64)
+    if reads_unsigned:
+        bias = bias - _SIGN_OFFSET * weight.reshape(outputs, -1).sum(axis=1, dtype=np.int64)
+    values = {"bias": bias}
+    if isinstance(kernel.epilogue, ResidualAdd):
+        values |= {
+            "pre_shift": _per_channel(constants["pre_shift_a"], outputs),
+            "multiplier": _per_channel(constants["multiplier_a"], outputs),
+            "operand_pre_shift": _per_channel(constants["pre_shift_b"], OPERAND_LANES),
+            "operand_multiplier": _per_channel(constants["multiplier_b"], OPERAND_LANES // 2),
+        }
+    elif kernel.epilogue is not None:
+        values |= _requantization(kernel.epilogue, *(_per_channel(constants[role], outputs) for role in ("pre_shift", "multiplier", "shift")))
+        values["bias"] = bias + values.pop("bias_rounding")
+    if kernel.table:
+        values["table"] = _table(kernel, constants["table"])
+    return values
+
+
+def _per_channel(values: Array, count: int) -> Integers:
+    return np.broadcast_to(np.asarray(values, np.int64).reshape(-1), (count,))
+
+
+def _requantization(spec: Requantization, pre_shift: Integers, multiplier: Integers, shift: Integers) -> dict[str, Integers]:
+    rounds_first = spec.form == "narrow"
+    return {
+        "pre_shift": pre_shift,
+        "multiplier": multiplier,
+        "shift": shift,
+        "rounding": _half(shift),
+        "rescale": _word_factor(shift),
+        "bias_rounding": _half(pre_shift) if rounds_first else np.zeros_like(pre_shift),
+    }
+
+
+def _word_factor(shift: Integers) -> Integers:
+    """``2^(15 - s)``, by which vpmulhrsw is the rounding shift by s; 0 for the larger shifts, which leave nothing of 16 bits.
+
+    A shift of 0 would want 2^15, which is no int16. 2^15 - 1 gives t for |t| < 2^14; beyond it is off by one, which the clamp to
+    8 bits hides.
+    """
+    factor = 1 << np.maximum(_WORD_BITS - shift, 0)
+    return np.where(shift > _WORD_BITS, 0, np.minimum(factor, (1 << _WORD_BITS) - 1))
+
+
+def _half(shift: Integers) -> Integers:
+    """``2^(shift - 1)``, the rounding term of a shift; none for a shift of 0."""
+    return np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), 0)
+
+
+def _table(kernel: ConvolutionKernel, table: Array) -> Integers:
+    """Indexed by the byte as an unsigned number; that of a table starts at the smallest value of the output's type."""
+    return np.roll(np.asarray(table, np.int64).reshape(-1), 128 if kernel.output.dtype == "int8" else 0)
+
+
+def _arrange(parameter: Parameter, values: Integers, chunks: tuple[Chunk, ...]) -> Array:
+    """Channels in the order of the lanes that use them; wraps to the parameter's type."""
+    if parameter.name in ("table", "operand_pre_shift", "operand_multiplier"):
+        return values.astype(parameter.dtype)
+    padded = np.append(values, 0)
+    if parameter.dtype == "int64":
+        return np.concatenate([_even_then_odd(padded[_lanes((chunk,), "accumulator")], chunk.lanes) for chunk in chunks])
+    return padded[_lanes(chunks, "word" if parameter.dtype == "int16" else "accumulator")].astype(parameter.dtype)
+
+
+def _even_then_odd(values: Integers, lanes: int) -> Integers:
+    return values.reshape(-1, lanes // 2, 2).transpose(0, 2, 1).reshape(-1)

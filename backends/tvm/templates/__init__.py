@@ -1,0 +1,28 @@
+"""Convolution kernels as TIR, one template a module: ``emit`` chooses it by the kernel's shape and the target's instruction set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qcompiler.backends.tvm.kernels import ConvolutionKernel
+from qcompiler.backends.tvm.templates.layout import instruction_set, is_depthwise
+
+if TYPE_CHECKING:
+    from tvm import tirx
+
+
+def emit(kernel: ConvolutionKernel, target: str, symbol: str) -> tirx.PrimFunc:
+    """The kernel as a function of raw pointers: input, [residual operand], what ``packing.pack`` gives, output.
+
+    Raises TargetError for a target without templates.
+    """
+    from qcompiler.backends.tvm.templates import amx, depthwise, matrix  # TVM takes seconds to import
+
+    instruction_set(target)
+    if is_depthwise(kernel):
+        function = depthwise.emit(kernel, target)
+    elif target == "x86-64-amx":
+        function = amx.emit(kernel, target)
+    else:
+        function = matrix.emit(kernel, target)
+    return function.with_attr("global_symbol", symbol)

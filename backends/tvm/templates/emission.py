@@ -1,0 +1,226 @@
+"""The few words in which the templates write TIR: vectors in and out of memory, x86 intrinsics, and the shell of a kernel.
+
+Every value is bound to a name at once (``T.Bind``): TIR has no sharing, an expression used twice is computed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from qcompiler.backends.tvm.templates.layout import Parameter
+
+# TVM has no type information: an expression, a buffer.
+Expr = Any
+Buffer = Any
+
+# By the bits of a vector.
+_PACK_WORDS = {512: "avx512.packssdw.512", 256: "avx2.packssdw", 128: "sse2.packssdw.128"}
+_PACK_SIGNED_BYTES = {512: "avx512.packsswb.512", 256: "avx2.packsswb", 128: "sse2.packsswb.128"}
+_PACK_UNSIGNED_BYTES = {512: "avx512.packuswb.512", 256: "avx2.packuswb", 128: "sse2.packuswb.128"}
+_MULTIPLY_HIGH_ROUND = {512: "avx512.pmul.hr.sw.512", 256: "avx2.pmul.hr.sw", 128: "ssse3.pmul.hr.sw.128"}
+_MULTIPLY_ADD_WORDS = {512: "avx512.pmaddw.d.512", 256: "avx2.pmadd.wd", 128: "sse2.pmadd.wd"}
+_DOT_BYTES = {512: "avx512.vpdpbusd.512", 256: "avx512.vpdpbusd.256", 128: "avx512.vpdpbusd.128"}
+
+
+def function(parameters: Sequence[Parameter], body: Callable[[list[Buffer]], None]) -> tirx.PrimFunc:
+    """A function of raw pointers whose body is what ``body`` emits, given the buffers behind them."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("kernel")
+            T.func_attr({"tirx.noalias": True})
+            pointers = [T.arg(parameter.name, T.handle(parameter.dtype)) for parameter in parameters]
+            # Of alignment nothing is claimed: unaligned moves of aligned data cost nothing.
+            body(
+                [
+                    T.decl_buffer((parameter.size,), parameter.dtype, data=pointer, align=1)
+                    for pointer, parameter in zip(pointers, parameters, strict=True)
+                ]
+            )
+    return builder.get()
+
+
+@contextmanager
+def parallel(extent: int) -> Iterator[Expr]:
+    """A loop over independent tasks; one task alone needs no threads."""
+    with (T.parallel if extent > 1 else T.serial)(0, extent) as task:
+        yield task
+
+
+def branches(index: Expr, full: int, has_rest: bool, emit: Callable[[bool], None]) -> None:
+    """``emit(False)`` where ``index < full``, ``emit(True)`` for the one index after it; no test where only one can happen."""
+    if not has_rest or full == 0:
+        emit(has_rest)
+        return
+    with T.If(index < full):
+        with T.Then():
+            emit(False)
+        with T.Else():
+            emit(True)
+
+
+def lanes(vector: Expr) -> int:
+    """Elements of a vector."""
+    return int(vector.ty.dtype.lanes)
+
+
+def bits(vector: Expr) -> int:
+    """Bits of a whole vector."""
+    return int(vector.ty.dtype.lanes) * int(vector.ty.dtype.bits)
+
+
+def load(buffer: Buffer, offset: Expr, count: int) -> Expr:
+    """``count`` elements from ``offset``."""
+    return T.Bind(buffer[T.Ramp(offset, 1, count)])
+
+
+def store(buffer: Buffer, offset: Expr, vector: Expr) -> None:
+    """The whole vector from ``offset``."""
+    T.buffer_store(buffer, vector, [T.Ramp(offset, 1, lanes(vector))])
+
+
+def store_first(buffer: Buffer, offset: Expr, vector: Expr, count: int) -> None:
+    """The first ``count`` elements, in pieces of a power of two, so that not a byte more is written."""
+    done = 0
+    while done < count:
+        piece = 1 << ((count - done).bit_length() - 1)
+        store_piece = store if piece > 1 else _store_element
+        store_piece(buffer, offset + done, pick(vector, range(done, done + piece)))
+        done += piece
+
+
+def _store_element(buffer: Buffer, offset: Expr, value: Expr) -> None:
+    T.buffer_store(buffer, value, [offset])
+
+
+def constant(value: int, element: str, count: int) -> Expr:
+    """The same number in all lanes."""
+    return T.Broadcast(T.IntImm(element, value), count)
+
+
+def cast(vector: Expr, element: str) -> Expr:
+    """Each lane converted, truncating."""
+    return T.Bind(T.cast(vector, f"{element}x{lanes(vector)}"))
+
+
+def reinterpret(vector: Expr, element: str) -> Expr:
+    """The same bits as lanes of another type."""
+    width = int(np.dtype(element).itemsize) * 8
+    return T.Bind(T.reinterpret(vector, dtype=f"{element}x{bits(vector) // width}"))
+
+
+def pick(vector: Expr, indices: Iterable[int]) -> Expr:
+    """The lanes at ``indices``."""
+    return shuffle([vector], indices)
+
+
+def shuffle(vectors: Sequence[Expr], indices: Iterable[int] | NDArray[np.intp]) -> Expr:
+    """Lanes at ``indices`` of the concatenated vectors."""
+    return T.Bind(T.Shuffle(list(vectors), [T.IntImm("int32", int(index)) for index in indices]))
+
+
+def interleave(low: Expr, high: Expr, half: int) -> Expr:
+    """punpckl (half 0) or punpckh (half 1): within each 128-bit lane, elements of the two vectors by turns."""
+    count = lanes(low)
+    block = 128 // int(low.ty.dtype.bits)
+    starts = [lane + half * block // 2 for lane in range(0, count, block)]
+    return shuffle([low, high], [element + side * count for start in starts for element in range(start, start + block // 2) for side in (0, 1)])
+
+
+def _intrinsic(name: str, result: str, *operands: Expr) -> Expr:
+    return T.Bind(T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *operands, dtype=result))
+
+
+def pack_words(low: Expr, high: Expr) -> Expr:
+    """vpackssdw: int32 to int16 with saturation."""
+    return _intrinsic(f"llvm.x86.{_PACK_WORDS[bits(low)]}", f"int16x{2 * lanes(low)}", low, high)
+
+
+def pack_bytes(low: Expr, high: Expr, unsigned: bool) -> Expr:
+    """vpackuswb or vpacksswb: int16 to 8 bits with saturation."""
+    names = _PACK_UNSIGNED_BYTES if unsigned else _PACK_SIGNED_BYTES
+    return _intrinsic(f"llvm.x86.{names[bits(low)]}", f"int8x{2 * lanes(low)}", low, high)
+
+
+def multiply_high_round(x: Expr, y: Expr) -> Expr:
+    """vpmulhrsw: ``(x * y + 2^14) >> 15`` on int16."""
+    return _intrinsic(f"llvm.x86.{_MULTIPLY_HIGH_ROUND[bits(x)]}", f"int16x{lanes(x)}", x, y)
+
+
+def add_saturating(x: Expr, y: Expr) -> Expr:
+    """vpaddsw."""
+    return _intrinsic("llvm.sadd.sat", f"int16x{lanes(x)}", x, y)
+
+
+def dot_bytes(total: Expr, unsigned: Expr, signed: Expr) -> Expr:
+    """vpdpbusd: adds to each int32 lane four products of a uint8 and an int8."""
+    return _intrinsic(f"llvm.x86.{_DOT_BYTES[bits(total)]}", f"int32x{lanes(total)}", total, unsigned, signed)
+
+
+def dot_words(total: Expr, x: Expr, y: Expr) -> Expr:
+    """vpmaddwd and vpaddd: adds to each int32 lane two products of int16."""
+    return T.Bind(total + _intrinsic(f"llvm.x86.{_MULTIPLY_ADD_WORDS[bits(total)]}", f"int32x{lanes(total)}", x, y))
+
+
+def permute_bytes(low: Expr, indices: Expr, high: Expr) -> Expr:
+    """vpermi2b: lane i takes byte ``indices[i] & 127`` of the two vectors."""
+    return _intrinsic("llvm.x86.avx512.vpermi2var.qi.512", "int8x64", low, indices, high)
+
+
+def tile(operation: str, *operands: Expr) -> None:
+    """An AMX instruction."""
+    T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{operation}", *operands))
+
+
+def sign_extended(wide: Expr) -> Expr:
+    """int64 lanes made of their low halves. Written as shifts, which LLVM drops where it then selects vpmuldq."""
+    amount = constant(32, "int64", lanes(wide))
+    return T.Bind(T.shift_right(T.shift_left(wide, amount), amount))
+
+
+def even_lanes(vector: Expr) -> Expr:
+    """The even int32 lanes as int64."""
+    return sign_extended(reinterpret(vector, "int64"))
+
+
+def odd_lanes(vector: Expr) -> Expr:
+    """The odd int32 lanes as int64."""
+    wide = reinterpret(vector, "int64")
+    return T.Bind(T.shift_right(wide, constant(32, "int64", lanes(wide))))
+
+
+def join_low_halves(even: Expr, odd: Expr) -> Expr:
+    """int32 lanes from the low halves of two vectors of int64."""
+    count = lanes(even)
+    low = T.bitwise_and(even, constant(0xFFFFFFFF, "int64", count))
+    return reinterpret(T.Bind(T.bitwise_or(low, T.shift_left(odd, constant(32, "int64", count)))), "int32")
+
+
+def join_high_halves(even: Expr, odd: Expr) -> Expr:
+    """int32 lanes from the high halves."""
+    count = 2 * lanes(even)
+    indices = [lane + 1 + (lane % 2) * (count - 1) for lane in range(count)]
+    return shuffle([reinterpret(even, "int32"), reinterpret(odd, "int32")], indices)
+
+
+class Sums:
+    """A register tile's accumulators. Each is a buffer of its own, which LLVM keeps in a register."""
+
+    def __init__(self, start: Sequence[Expr]) -> None:
+        self._buffers = [T.alloc_buffer((lanes(vector),), "int32", scope="local") for vector in start]
+        for index, vector in enumerate(start):
+            self[index] = vector
+
+    def __getitem__(self, index: int) -> Expr:
+        buffer = self._buffers[index]
+        return load(buffer, 0, int(buffer.shape[0]))
+
+    def __setitem__(self, index: int, vector: Expr) -> None:
+        store(self._buffers[index], 0, vector)

@@ -1,0 +1,365 @@
+"""How a convolution is cut into register tiles and packed parameters; shared by the templates and by ``packing`` (no TVM here).
+
+A convolution is a product of a pixel matrix and a weight matrix whose inner dimension is a list of *runs*: bytes that lie side by
+side in the NHWC map. Without dilation and groups the taps of one kernel row and their channels are one run of ``kw * channels``
+bytes; otherwise each tap is a run of the group's channels. A run is padded to the instruction's granule with zero weights, so the
+bytes that are read past its end do not matter.
+
+Output channels are cut into *chunks* of 1, 2 or 4 accumulator vectors that are stored together, and chunks into *panels* that one
+register tile covers. Inside a chunk the channels are permuted so that the saturating packs, which work in 128-bit lanes, bring them
+into their natural order for free (``Chunk.accumulator_order``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.backends.tvm.kernels import Activation, ConvolutionKernel, ResidualAdd
+from qcompiler.errors import TargetError
+
+LATENCY = 4  # cycles until an accumulator can be added to again
+LONGEST_PANEL = 8  # vectors
+AMX_PANEL = 4  # vectors: one tile of inputs meets four of weights
+SHORT_ROW = 16  # rows of the map up to this width may share a register tile
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """What the templates must know of a target: the width of its vectors and the cost of its dot product."""
+
+    name: str
+    lanes: int  # int32 lanes of a full vector
+    granule: int  # bytes of a run that one step of the inner loop takes
+    registers: int  # vector registers for the sums and for the weights of a step
+    weights_in_registers: bool  # else they are memory operands
+    broadcast_cost: int  # instructions that bring the inputs of a step from one pixel into all lanes
+    product_cost: int  # instructions that multiply them with one vector of weights and accumulate
+    depthwise_taps: int  # that one dot product takes
+    depthwise_sums: int  # registers for a depthwise tile
+
+
+INSTRUCTION_SETS = {
+    "x86-64-v3": InstructionSet("x86-64-v3", 8, 4, 12, False, 3, 4, 2, 8),
+    "x86-64-vnni": InstructionSet("x86-64-vnni", 16, 4, 31, True, 1, 1, 4, 24),
+    "x86-64-amx": InstructionSet("x86-64-amx", 16, 64, 31, True, 1, 1, 4, 24),
+}
+
+
+def instruction_set(target: str) -> InstructionSet:
+    """Raises TargetError for a target without templates."""
+    if target not in INSTRUCTION_SETS:
+        raise TargetError(f"no kernel templates for target '{target}'; there are: {', '.join(INSTRUCTION_SETS)}")
+    return INSTRUCTION_SETS[target]
+
+
+def is_depthwise(kernel: ConvolutionKernel) -> bool:
+    """One input and one output channel a group: lanes are channels, and no channel is ever broadcast."""
+    return 1 < kernel.groups == kernel.input.channels == kernel.output.channels
+
+
+def is_wide(kernel: ConvolutionKernel) -> bool:
+    """Whether the output has more than 8 bits, so that the epilogue stays in 32-bit lanes."""
+    return kernel.output.dtype in ("int16", "int32")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A pointer argument: ``size`` elements of type ``dtype`` lie behind it."""
+
+    name: str
+    dtype: str
+    size: int
+
+
+_HIGH = (("pre_shift", "int32"), ("multiplier", "int64"))
+_EPILOGUES = {
+    "high": (*_HIGH, ("rounding", "int32"), ("shift", "int32")),
+    "exact64": (("multiplier", "int64"), ("rounding", "int64"), ("shift", "int64")),
+    "narrow": (("pre_shift", "int32"), ("multiplier", "int16"), ("rescale", "int16")),
+    "narrow, wide output": (("pre_shift", "int32"), ("multiplier", "int32"), ("rounding", "int32"), ("shift", "int32")),
+}
+OPERAND_LANES = 16  # copies of the residual operand's pre_shift
+
+
+def epilogue_parameters(kernel: ConvolutionKernel, channels: int) -> tuple[Parameter, ...]:
+    """What the epilogue reads, in the order of the kernel's arguments; ``channels`` with padding."""
+    parameters: list[Parameter] = [Parameter("bias", "int32", channels)]
+    epilogue = kernel.epilogue
+    if isinstance(epilogue, ResidualAdd):
+        parameters += [Parameter(name, dtype, channels) for name, dtype in _HIGH]
+        parameters += [Parameter("operand_pre_shift", "int32", OPERAND_LANES), Parameter("operand_multiplier", "int64", OPERAND_LANES // 2)]
+    elif epilogue is not None:
+        form = "narrow, wide output" if epilogue.form == "narrow" and is_wide(kernel) else epilogue.form
+        parameters += [Parameter(name, dtype, channels) for name, dtype in _EPILOGUES[form]]
+    if kernel.table:
+        parameters.append(Parameter("table", "int8", 256))
+    return tuple(parameters)
+
+
+def kernel_parameters(kernel: ConvolutionKernel, weights: Parameter, channels: int) -> tuple[Parameter, ...]:
+    """All arguments of a kernel. 8-bit maps are declared as int8: the templates read and write bytes."""
+    operand = kernel.epilogue.operand if isinstance(kernel.epilogue, ResidualAdd) else None
+    return (
+        Parameter("input", "int8", kernel.input.elements),
+        *([Parameter("operand", operand.dtype, operand.elements)] if operand else []),
+        weights,
+        *epilogue_parameters(kernel, channels),
+        Parameter("output", kernel.output.dtype.removeprefix("u"), kernel.output.elements),
+    )
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """``vectors`` accumulators of ``lanes`` channels each that are stored together."""
+
+    first: int  # of its channels
+    valid: int  # channels that exist; the rest of its lanes are padding
+    vectors: int
+    lanes: int
+    offset: int  # of its first lane in the packed parameters
+
+    @property
+    def channels(self) -> int:
+        return self.vectors * self.lanes
+
+    @cached_property
+    def accumulator_order(self) -> NDArray[np.intp]:
+        """Channel (from ``first``) of each accumulator lane, vector by vector.
+
+        packssdw of two vectors makes word 8L+4t+e from lane 4L+e of vector t (L counts 128-bit lanes); packuswb of two such pairs
+        makes byte 16L+4t+e. A vector alone keeps its order.
+        """
+        return np.arange(self.channels).reshape(-1, self.vectors, min(self.lanes, 4)).transpose(1, 0, 2).reshape(-1)
+
+    @cached_property
+    def word_order(self) -> NDArray[np.intp]:
+        """Channel of each 16-bit lane after packssdw has joined vectors 0, 1 and vectors 2, 3."""
+        pairs = max(1, self.vectors // 2)
+        return np.arange(self.channels).reshape(-1, pairs, self.channels if pairs == 1 else 8).transpose(1, 0, 2).reshape(-1)
+
+
+def chunks(channels: int, lanes: int, most: int) -> tuple[Chunk, ...]:
+    """Cut into chunks of at most ``most`` (1, 2 or 4) vectors, wide ones first."""
+    result: list[Chunk] = []
+    first = 0
+    while first < channels:
+        missing = -(-(channels - first) // lanes)
+        vectors = next(size for size in (4, 2, 1) if size <= min(most, missing))
+        result.append(Chunk(first, min(vectors * lanes, channels - first), vectors, lanes, first))
+        first += vectors * lanes
+    return tuple(result)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A register tile: output rows × output columns of a map × vectors of channels."""
+
+    rows: int
+    columns: int
+    vectors: int
+
+
+@dataclass(frozen=True)
+class MatrixLayout:
+    """A convolution as a matrix product, ``groups`` times. Groups too narrow to fill a vector are merged, with zeros between them."""
+
+    instructions: InstructionSet
+    groups: int
+    inputs: int  # channels of a (merged) group
+    outputs: int
+    kernel_rows: int
+    runs: int  # in a kernel row
+    run_length: int  # bytes
+    run_stride: int  # from one run to the next
+    widest_chunk: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of the inner loop for one run."""
+        return -(-self.run_length // self.instructions.granule)
+
+    @property
+    def depth(self) -> int:
+        """Inner dimension with its padding."""
+        return self.kernel_rows * self.runs * self.steps * self.instructions.granule
+
+    @property
+    def vectors(self) -> int:
+        """Accumulator vectors of one group's outputs."""
+        return -(-self.outputs // self.instructions.lanes)
+
+    @property
+    def weights(self) -> Parameter:
+        """The packed weights; AVX2 multiplies 16-bit numbers."""
+        return Parameter("weights", "int16" if self.instructions.name == "x86-64-v3" else "int8", self.channels * self.depth)
+
+    @property
+    def channels(self) -> int:
+        """Of all groups, with the padding."""
+        return self.groups * self.vectors * self.instructions.lanes
+
+    def panel(self, channels: int) -> tuple[Chunk, ...]:
+        """The chunks of a panel of so many channels."""
+        return chunks(channels, self.instructions.lanes, self.widest_chunk)
+
+    def panels(self, vectors: int) -> tuple[int, int]:
+        """Number of panels of ``vectors`` full vectors in a group, and the channels of the smaller one after them (or 0)."""
+        return divmod(self.outputs, vectors * self.instructions.lanes)
+
+
+def matrix_layout(kernel: ConvolutionKernel, target: str) -> MatrixLayout:
+    """The layout that ``kernel`` has on ``target``."""
+    instructions = instruction_set(target)
+    merged = _merged_groups(kernel, instructions.lanes)
+    groups = kernel.groups // merged
+    inputs = kernel.input.channels // groups
+    contiguous = groups == 1 and kernel.dilation[1] == 1
+    width = kernel.kernel[1]
+    return MatrixLayout(
+        instructions=instructions,
+        groups=groups,
+        inputs=inputs,
+        outputs=kernel.output.channels // groups,
+        kernel_rows=kernel.kernel[0],
+        runs=1 if contiguous else width,
+        run_length=width * inputs if contiguous else inputs,
+        run_stride=kernel.dilation[1] * kernel.input.channels,
+        widest_chunk={"int32": 1, "int16": 2}.get(kernel.output.dtype, 4),
+    )
+
+
+def _merged_groups(kernel: ConvolutionKernel, lanes: int) -> int:
+    """Groups to merge into one: the fewest that fill a vector. Up to there the products with zeros ride in lanes that were empty."""
+    outputs = kernel.output.channels // kernel.groups
+    divisors = (count for count in range(1, kernel.groups + 1) if kernel.groups % count == 0)
+    return next((count for count in divisors if count * outputs >= lanes), kernel.groups)
+
+
+def output_map(kernel: ConvolutionKernel) -> tuple[int, int]:
+    """Rows and columns that tiles are cut from: a pointwise convolution between maps without side halos is one long row."""
+    maps = [kernel.input, kernel.output]
+    if isinstance(kernel.epilogue, ResidualAdd):
+        maps.append(kernel.epilogue.operand)
+    flat = prod(kernel.kernel) == prod(kernel.stride) == 1 and all(_is_flat(each) for each in maps)
+    height, width = kernel.output.height, kernel.output.width
+    return (1, height * width) if flat else (height, width)
+
+
+def _is_flat(activation: Activation) -> bool:
+    return activation.halo[2:] == (0, 0)
+
+
+def choose_tile(layout: MatrixLayout, height: int, width: int) -> Tile:
+    """The register tile with the least predicted time; of equals the one with the most reuse."""
+    return min(_tiles(layout, height, width), key=lambda tile: (_cost(layout, tile, height, width), -tile.rows * tile.columns * tile.vectors))
+
+
+def panel_vectors(kernel: ConvolutionKernel, layout: MatrixLayout) -> int:
+    """Accumulator vectors of a panel: the packed weights are cut by it."""
+    if layout.instructions.name == "x86-64-amx":
+        return min(AMX_PANEL, layout.vectors)
+    return choose_tile(layout, *output_map(kernel)).vectors
+
+
+def _tiles(layout: MatrixLayout, height: int, width: int) -> Iterator[Tile]:
+    instructions = layout.instructions
+    for vectors in range(1, min(LONGEST_PANEL, layout.vectors) + 1):
+        pixels = (instructions.registers - vectors * instructions.weights_in_registers) // vectors
+        for rows in range(1, min(height, pixels) + 1 if width <= SHORT_ROW else 2):
+            for columns in range(1, min(width, pixels // rows) + 1):
+                yield Tile(rows, columns, vectors)
+
+
+def _cost(layout: MatrixLayout, tile: Tile, height: int, width: int) -> int:
+    """Cycles of one step summed over all tiles of a map, those at its ends counted with their own sizes.
+
+    A step of p pixels and v vectors issues ``p * v`` products, loads p broadcasts and v vectors of weights (one load a cycle), and
+    cannot start before its accumulators are ready; a cycle goes to the loop.
+    """
+    instructions = layout.instructions
+    total = 0
+    for rows, row_count in _pieces(height, tile.rows):
+        for columns, column_count in _pieces(width, tile.columns):
+            for vectors, panel_count in _pieces(layout.vectors, tile.vectors):
+                pixels = rows * columns
+                arithmetic = pixels * vectors * instructions.product_cost + pixels * (instructions.broadcast_cost - 1)
+                cycles = max(arithmetic, pixels + vectors, LATENCY) + 1
+                total += row_count * column_count * panel_count * cycles
+    return total
+
+
+def _pieces(extent: int, size: int) -> list[tuple[int, int]]:
+    """(size, count) of the full pieces and of the rest."""
+    full, rest = divmod(extent, size)
+    return [piece for piece in ((size, full), (rest, min(rest, 1))) if piece[1]]
+
+
+@dataclass(frozen=True)
+class DepthwiseLayout:
+    """A depthwise convolution: lanes are channels, and a dot product sums taps of one kernel column.
+
+    ``slots`` lists, dot product by dot product, the input rows that it takes (offsets from a tile's first one). A tile of several
+    output rows shares them: rows that an output row does not need have zero weights.
+    """
+
+    instructions: InstructionSet
+    chunks: tuple[Chunk, ...]
+    rows: int  # output rows of a tile
+    columns: int  # output columns of a tile
+    slots: tuple[tuple[int, ...], ...]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def kernel_row(self, output_row: int, input_row: int) -> int | None:
+        """The row of the kernel that joins two rows of a tile, if there is one."""
+        row, rest = divmod(input_row - output_row * self.stride[0], self.dilation[0])
+        return row if rest == 0 and 0 <= row < self.kernel[0] else None
+
+    @property
+    def weights(self) -> Parameter:
+        """The packed weights; AVX2 multiplies 16-bit numbers."""
+        channels = self.chunks[-1].offset + self.chunks[-1].channels
+        size = channels * self.chunk_taps * self.instructions.depthwise_taps
+        return Parameter("weights", "int16" if self.instructions.name == "x86-64-v3" else "int8", size)
+
+    @property
+    def chunk_taps(self) -> int:
+        """Weight vectors of a chunk, in units of its channels and the instruction's taps."""
+        return len(self.slots) * self.kernel[1] * self.rows
+
+
+def depthwise_layout(kernel: ConvolutionKernel, target: str) -> DepthwiseLayout:
+    """Two output rows a tile where they overlap without gaps: an odd kernel then wastes no slot of a dot product of four."""
+    instructions = instruction_set(target)
+    rows = 2 if kernel.stride[0] == kernel.dilation[0] == 1 and kernel.output.height > 1 else 1
+    taken = sorted({row * kernel.stride[0] + tap * kernel.dilation[0] for row in range(rows) for tap in range(kernel.kernel[0])})
+    depth = instructions.depthwise_taps
+    return DepthwiseLayout(
+        instructions=instructions,
+        chunks=depthwise_chunks(kernel.output.channels, instructions.lanes),
+        rows=rows,
+        columns=min(kernel.output.width, max(1, instructions.depthwise_sums // (4 * rows))),
+        slots=tuple(tuple(taken[i : i + depth]) for i in range(0, len(taken), depth)),
+        kernel=kernel.kernel,
+        stride=kernel.stride,
+        dilation=kernel.dilation,
+    )
+
+
+def depthwise_chunks(channels: int, lanes: int) -> tuple[Chunk, ...]:
+    """Chunks of four vectors: full ones, then halves and quarters of a vector for the channels that are left."""
+    result: list[Chunk] = []
+    first = 0
+    while first < channels:
+        left = channels - first
+        width = next((size for size in (lanes, lanes // 2, 4) if size * 4 <= left and size >= 4), 4)
+        result.append(Chunk(first, min(left, 4 * width), 4, width, first))
+        first += 4 * width
+    return tuple(result)

@@ -1,0 +1,144 @@
+"""Convolutions and linear layers with vector instructions: AVX512-VNNI and AVX2.
+
+A task is one register tile: some output pixels by some vectors of output channels, its sums kept in registers over the whole inner
+dimension. A step takes four consecutive bytes of each pixel's run straight from the feature map (no im2col), brings them into all
+lanes and multiplies them with the weights of four inputs by 16 (AVX2: 8) channels. Weights lie in the order in which they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from qcompiler.backends.tvm.kernels import ConvolutionKernel
+from qcompiler.backends.tvm.templates import emission as e
+from qcompiler.backends.tvm.templates.emission import Buffer, Expr
+from qcompiler.backends.tvm.templates.epilogue import Epilogue, Place, position
+from qcompiler.backends.tvm.templates.layout import MatrixLayout, Tile, choose_tile, kernel_parameters, matrix_layout, output_map
+
+_STEP_BYTES = 4
+_TOP_BITS = -0x7F7F7F80  # 0x80808080: turns four int8 into uint8 that are 128 larger
+
+
+def emit(kernel: ConvolutionKernel, target: str) -> tirx.PrimFunc:
+    """The kernel's function."""
+    layout = matrix_layout(kernel, target)
+    parameters = kernel_parameters(kernel, layout.weights, layout.channels)
+
+    def body(buffers: list[Buffer]) -> None:
+        named = {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)}
+        _MatrixKernel(kernel, layout, named).emit()
+
+    return e.function(parameters, body)
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """Consecutive output channels of a group."""
+
+    group: Expr
+    first_vector: Expr  # in the group
+    channels: int
+
+
+class _MatrixKernel:
+    def __init__(self, kernel: ConvolutionKernel, layout: MatrixLayout, buffers: Mapping[str, Buffer]) -> None:
+        self._kernel = kernel
+        self._layout = layout
+        self._buffers = buffers
+        wide = layout.instructions.name == "x86-64-vnni"
+        self._epilogue = Epilogue(kernel, buffers, permutes_bytes=wide)
+        self._step: Callable[[e.Sums, list[Expr], Expr, int], None] = self._step_bytes if wide else self._step_words
+
+    def emit(self) -> None:
+        """One parallel loop over all tiles, panel by panel, so that a thread's weights stay in its cache."""
+        height, width = output_map(self._kernel)
+        tile = choose_tile(self._layout, height, width)
+        panels, rest_channels = self._layout.panels(tile.vectors)
+        full_rows, rest_rows = divmod(height, tile.rows)
+        full_columns, rest_columns = divmod(width, tile.columns)
+        panel_count, row_count, column_count = panels + bool(rest_channels), full_rows + bool(rest_rows), full_columns + bool(rest_columns)
+        with e.parallel(self._layout.groups * panel_count * row_count * column_count) as task:
+            column = T.Bind(task % column_count)
+            row = T.Bind(task // column_count % row_count)
+            panel = T.Bind(task // (column_count * row_count) % panel_count)
+            group = T.Bind(task // (column_count * row_count * panel_count))
+
+            def emit_panel(is_rest: bool) -> None:
+                channels = rest_channels if is_rest else tile.vectors * self._layout.instructions.lanes
+                part = _Panel(group, T.Bind(panel * tile.vectors), channels)
+                e.branches(row, full_rows, bool(rest_rows), lambda last: emit_row(part, rest_rows if last else tile.rows))
+
+            def emit_row(part: _Panel, rows: int) -> None:
+                e.branches(
+                    column,
+                    full_columns,
+                    bool(rest_columns),
+                    lambda last: self._tile(tile, part, rows, rest_columns if last else tile.columns, row, column),
+                )
+
+            e.branches(panel, panels, bool(rest_channels), emit_panel)
+
+    def _tile(self, tile: Tile, panel: _Panel, rows: int, columns: int, row: Expr, column: Expr) -> None:
+        first_row, first_column = T.Bind(row * tile.rows), T.Bind(column * tile.columns)
+        lanes = self._layout.instructions.lanes
+        vectors = -(-panel.channels // lanes)
+        offset = T.Bind((panel.group * self._layout.vectors + panel.first_vector) * lanes)
+        bias = [e.load(self._buffers["bias"], offset + index * lanes, lanes) for index in range(vectors)]
+        sums = e.Sums([bias[index] for _ in range(rows * columns) for index in range(vectors)])
+        self._multiply(sums, panel, rows, columns, first_row, first_column, vectors)
+        channel = T.Bind(panel.group * self._layout.outputs + panel.first_vector * lanes)
+        for pixel in range(rows * columns):
+            r, c = divmod(pixel, columns)
+            for chunk in self._layout.panel(panel.channels):
+                first = pixel * vectors + chunk.first // lanes
+                place = Place(first_row + r, first_column + c, channel + chunk.first, offset + chunk.offset)
+                self._epilogue.store([sums[first + index] for index in range(chunk.vectors)], chunk, place)
+
+    def _multiply(self, sums: e.Sums, panel: _Panel, rows: int, columns: int, first_row: Expr, first_column: Expr, vectors: int) -> None:
+        """The sums of products: kernel rows, runs, steps."""
+        kernel, layout = self._kernel, self._layout
+        (stride_y, stride_x), (top, left) = kernel.stride, kernel.padding
+        corner = position(kernel.input, first_row * stride_y - top, first_column * stride_x - left)
+        pixels = [r * stride_y * kernel.input.row_stride + c * stride_x * kernel.input.channels for r in range(rows) for c in range(columns)]
+        start = T.Bind(corner + panel.group * layout.inputs)
+        weights = T.Bind((panel.group * layout.vectors + panel.first_vector) * (layout.instructions.lanes * layout.depth))
+        step_size = vectors * layout.instructions.lanes * _STEP_BYTES
+        with T.serial(0, layout.kernel_rows) as kernel_row, T.serial(0, layout.runs) as run:
+            run_start = T.Bind(start + kernel_row * (kernel.dilation[0] * kernel.input.row_stride) + run * layout.run_stride)
+            run_weights = T.Bind(weights + (kernel_row * layout.runs + run) * (layout.steps * step_size))
+            with T.serial(0, layout.steps) as step:
+                inputs = [run_start + step * _STEP_BYTES + pixel for pixel in pixels]
+                self._step(sums, inputs, T.Bind(run_weights + step * step_size), vectors)
+
+    def _step_bytes(self, sums: e.Sums, inputs: list[Expr], weights: Expr, vectors: int) -> None:
+        columns = [e.load(self._buffers["weights"], weights + index * 64, 64) for index in range(vectors)]
+        for pixel, at in enumerate(inputs):
+            four = T.Bind(T.reinterpret(self._buffers["input"][T.Ramp(at, 1, _STEP_BYTES)], dtype="int32"))
+            if self._kernel.input.dtype == "int8":
+                # On the scalar: LLVM 22 does not come back from the same operation on the vector. The bias makes up for it.
+                four = T.Bind(T.bitwise_xor(four, T.IntImm("int32", _TOP_BITS)))
+            everywhere = e.reinterpret(T.Broadcast(four, 16), "int8")
+            for index, column in enumerate(columns):
+                sums[pixel * vectors + index] = e.dot_bytes(sums[pixel * vectors + index], everywhere, column)
+
+    def _step_words(self, sums: e.Sums, inputs: list[Expr], weights: Expr, vectors: int) -> None:
+        for pixel, at in enumerate(inputs):
+            four = T.Bind(T.reinterpret(self._buffers["input"][T.Ramp(at, 1, _STEP_BYTES)], dtype="int32"))
+            pairs = _even_and_odd_bytes(T.Bind(T.Broadcast(four, 8)), signed=self._kernel.input.dtype == "int8")
+            for index in range(vectors):
+                for half, pair in enumerate(pairs):
+                    column = e.load(self._buffers["weights"], weights + (index * 2 + half) * 16, 16)
+                    sums[pixel * vectors + index] = e.dot_words(sums[pixel * vectors + index], pair, column)
+
+
+def _even_and_odd_bytes(vector: Expr, signed: bool) -> tuple[Expr, Expr]:
+    """Bytes 0, 2, ... and bytes 1, 3, ... of a vector, each widened to 16 bits."""
+    words = e.reinterpret(vector, "int16" if signed else "uint16")
+    eight = e.constant(8, "int16" if signed else "uint16", e.lanes(words))
+    even = T.Bind(T.shift_right(T.shift_left(words, eight), eight))
+    odd = T.Bind(T.shift_right(words, eight))
+    return e.reinterpret(even, "int16"), e.reinterpret(odd, "int16")
