@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -157,7 +158,7 @@ def _generator_version() -> str:
 def _copy_from_cache(task: _Task) -> bool:
     try:
         shutil.copyfile(task.cached, task.path)
-    except FileNotFoundError:
+    except OSError:
         return False
     return True
 
@@ -165,12 +166,10 @@ def _copy_from_cache(task: _Task) -> bool:
 def _copy_to_cache(task: _Task) -> None:
     """Under a temporary name first, so that no other process sees half a file. A cache that cannot be written is not used."""
     temporary = task.cached.with_name(f"{task.cached.name}.{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):
         task.cached.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(task.path, temporary)
         temporary.replace(task.cached)
-    except OSError:
-        temporary.unlink(missing_ok=True)
 
 
 def _c_compiler() -> str:

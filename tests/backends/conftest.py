@@ -63,7 +63,9 @@ class IntegerProgram:
         shifts = self.constant("shift", _full(shift, channels))
         return self.call("qc.requantize", x, pre_shift, multiplier, shifts, 0, 0 if signed else 100, low, high, form, 8, signed)
 
-    def add(self, a: fx.Node, b: fx.Node, bound_a: int, bound_b: int, channels: Sequence[int] = (), zero_points: Sequence[int] = (0, 0)) -> fx.Node:
+    def add(
+        self, a: fx.Node, b: fx.Node, bound_a: int, bound_b: int, channels: Sequence[int] = (), zero_points: Sequence[int] = (0, 0)
+    ) -> fx.Node:
         """Operand a may have a multiplier for each channel."""
         scaling = [
             self.constant("pre_shift_a", _full(30 - bound_a.bit_length(), channels)),

@@ -55,7 +55,9 @@ CASES: dict[str, Callable[[Any], fx.Node]] = {
     "multiply_broadcast": lambda p: p.call("qc.multiply", p.images, p.call("qc.adaptive_max_pool2d", p.images, [1, 1]), 7, 0),
     "multiply_constant": lambda p: p.call("qc.multiply", p.images, p.integers("b", -128, 127, (1, 20, 1, 1), torch.int8), 7, 0),
     "lookup": lambda p: p.call("qc.lookup", p.images, _table(p, (256,)), 8, False),
-    "lookup_signed_to_int16": lambda p: p.call("qc.lookup", p.requantize(p.images, 255, signed=True), _table(p, (256,), torch.int16), 16, True),
+    "lookup_signed_to_int16": lambda p: p.call(
+        "qc.lookup", p.requantize(p.images, 255, signed=True), _table(p, (256,), torch.int16), 16, True
+    ),
     "lookup_per_channel": lambda p: p.call("qc.lookup", p.images, _table(p, (20, 256), torch.int8), 8, True),
     "clamp": lambda p: p.call("qc.clamp", p.images, 20, 200),
     "clamp_int32": lambda p: p.call("qc.clamp", _accumulator(p), -500, 300),

@@ -1,0 +1,106 @@
+"""Convolution and linear layers inside a program: fusion, halos, copies. The kernels by themselves are tested in ``templates``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+
+TARGETS = ("x86-64-v3", "x86-64-vnni")
+
+
+def _requantized(p: Any, x: fx.Node, *layer: Any, form: str = "high", signed: bool = False, **options: Any) -> fx.Node:
+    accumulator, bound = p.convolution(x, *layer, **options)
+    return p.requantize(accumulator, bound, (layer[0], 1, 1), form, signed)
+
+
+def _residual(p: Any, accumulator_first: bool) -> fx.Node:
+    accumulator, bound = p.convolution(p.images, 24, (3, 3), padding=(1, 1, 1, 1))
+    if accumulator_first:
+        return p.add(accumulator, p.images, bound, 255, (24, 1, 1), zero_points=(0, 7))
+    return p.add(p.images, accumulator, 255, bound, zero_points=(7, 0))
+
+
+def _with_table(p: Any, x: fx.Node) -> fx.Node:
+    return p.call("qc.lookup", x, p.integers("table", 0, 255, (256,), torch.uint8), 8, False)
+
+
+def _linear(p: Any, x: fx.Node, features: int) -> fx.Node:
+    accumulator, bound = p.linear(x, features)
+    return p.requantize(accumulator, bound, (features,))
+
+
+def _linear_residual(p: Any) -> fx.Node:
+    accumulator, bound = p.linear(p.rows, 48)
+    return p.add(accumulator, p.rows, bound, 255, (48,), zero_points=(0, 7))
+
+
+def _two_readers(p: Any) -> fx.Node:
+    """One map read by a padded convolution, a padded pooling that wants another value in the halo, and an addition."""
+    shared = _requantized(p, p.images, 16, (1, 1))
+    left = _requantized(p, shared, 16, (5, 5), padding=(2, 2, 2, 2), pad_value=100)
+    right = p.call("qc.max_pool2d", shared, [3, 3], [1, 1], [1, 1, 1, 1], [1, 1])
+    return p.add(p.add(left, right, 255, 255), shared, 255, 255)
+
+
+CASES: dict[str, Callable[[Any], fx.Node]] = {
+    "accumulator": lambda p: p.convolution(p.images, 10, (3, 3), padding=(1, 1, 1, 1))[0],
+    "pointwise": lambda p: _requantized(p, p.images, 32),
+    "three_by_three": lambda p: _requantized(p, p.images, 40, (3, 3), (1, 1), (1, 1, 1, 1)),
+    "strided": lambda p: _requantized(p, p.images, 17, (3, 3), (2, 2), (1, 1, 1, 1)),
+    "strided_same": lambda p: _requantized(p, p.images, 16, (3, 3), (2, 2), (0, 1, 0, 1)),
+    "stem": lambda p: _requantized(p, p.call("aten.slice:Tensor", p.images, 1, 0, 3, 1), 32, (7, 7), (2, 2), (3, 3, 3, 3)),
+    "depthwise": lambda p: _requantized(p, p.images, 24, (3, 3), (1, 1), (1, 1, 1, 1), groups=24),
+    "depthwise_strided": lambda p: _requantized(p, p.images, 24, (5, 5), (2, 2), (2, 2, 2, 2), groups=24),
+    "depthwise_multiplied": lambda p: _requantized(p, p.images, 48, (3, 3), (1, 1), (1, 1, 1, 1), groups=24),
+    "grouped": lambda p: _requantized(p, p.images, 16, (3, 3), (1, 1), (1, 1, 1, 1), groups=4),
+    "dilated": lambda p: _requantized(p, p.images, 16, (3, 3), (1, 1), (2, 2, 2, 2), dilation=(2, 2)),
+    "not_square": lambda p: _requantized(p, p.images, 16, (1, 5), (1, 2), (0, 0, 2, 2)),
+    "narrow": lambda p: _requantized(p, p.images, 32, (3, 3), (1, 1), (1, 1, 1, 1), form="narrow"),
+    "exact64": lambda p: _requantized(p, p.images, 32, form="exact64"),
+    "signed_output": lambda p: _requantized(p, p.images, 32, signed=True),
+    "signed_input": lambda p: _requantized(p, _requantized(p, p.images, 16, signed=True), 16, (3, 3), (1, 1), (1, 1, 1, 1), pad_value=-3),
+    "residual": lambda p: _residual(p, True),
+    "residual_second": lambda p: _residual(p, False),
+    "table": lambda p: _with_table(p, _requantized(p, p.images, 32, (3, 3), (1, 1), (1, 1, 1, 1))),
+    "residual_table": lambda p: _with_table(p, _residual(p, True)),
+    "two_readers": _two_readers,
+    "of_concatenation": lambda p: _requantized(p, p.call("aten.cat", [p.images, p.images], 1), 8, (3, 3), (1, 1), (1, 1, 1, 1)),
+    "of_slice": lambda p: _requantized(p, p.call("aten.slice:Tensor", p.images, 2, 1, 9, 1), 8, (3, 3), (1, 1), (1, 1, 1, 1)),
+    "linear": lambda p: _linear(p, p.rows, 31),
+    "linear_accumulator": lambda p: p.linear(p.rows, 16)[0],
+    "linear_residual": _linear_residual,
+    "linear_of_transposed": lambda p: _linear(p, p.call("aten.transpose:int", p.rows, 1, 2), 8),
+    "linear_of_image": lambda p: _linear(p, p.images, 8),
+    "classifier": lambda p: _linear(p, p.call("aten.flatten:using_ints", p.call("qc.adaptive_max_pool2d", p.images, [1, 1]), 1), 10),
+    "flattened_map": lambda p: _linear(p, p.call("aten.flatten:using_ints", p.images, 1), 10),
+}
+
+
+def _program(new: Callable[[], Any]) -> Any:
+    program = new()
+    program.images, program.rows = program.input(None, 24, 9, 11), program.input(None, 5, 48)
+    return program.finish(*(case(program) for case in CASES.values()))
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def compiled(request: pytest.FixtureRequest, integer_program: Any, compile_for: Any) -> tuple[Any, Any]:
+    program = _program(integer_program)
+    return program, compile_for(program, request.param)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch", [1, 3, 17])
+def test_equals_reference(compiled: tuple[Any, Any], random_inputs: Any, batch: int, threads: int) -> None:
+    program, executable = compiled
+    inputs = random_inputs(program, batch)
+    executable.set_threads(threads)
+    different = [
+        name
+        for name, want, got in zip(CASES, program.run_integer(*inputs), executable.run_integer(*inputs), strict=True)
+        if want.dtype != got.dtype or not torch.equal(want, got)
+    ]
+    assert not different
