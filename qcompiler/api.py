@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from qcompiler import artifact
-from qcompiler.artifact import TestVector
+from qcompiler.artifact import TestVector, Verification
 from qcompiler.calibration.data import CalibrationData, DataSource
 from qcompiler.capture import Model, capture
-from qcompiler.errors import CalibrationError, QCompilerError, TargetError, VerificationError
+from qcompiler.errors import CalibrationError, QCompilerError
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.types import Stage
 from qcompiler.pipeline.backend import Backend, CompiledProgram, Executable
@@ -70,6 +69,8 @@ def compile(
     calibration_data: DataSource | None = None,
     recipe: str | Path = "int8",
     options: Mapping[str, object] | None = None,
+    passes: str | Sequence[Pass] | None = None,
+    instruments: Sequence[Instrument] = (),
     target: str = "native",
     threads: int | None = None,
     time_limit: float = 60.0,
@@ -79,7 +80,7 @@ def compile(
 
     Args:
         model: a program, or what ``capture`` takes; unless it is an INTEGER program it is quantized first, which needs data.
-        example_inputs, calibration_data, recipe, options, progress: as ``capture`` and ``quantize`` take them.
+        example_inputs, calibration_data, recipe, options, passes, instruments, progress: as ``capture`` and ``quantize`` take them.
         target: ``native`` (the best of this machine) or one of ``qcompiler targets``; it need not be one that this machine can run.
         threads: how many threads a call uses; None: as many as this process may run on.
         time_limit: seconds that a single kernel may take to compile.
@@ -91,14 +92,17 @@ def compile(
     """
     backend, target = find_target(target)
     program = model if isinstance(model, Program) else capture(model, example_inputs)
+    recipe_name = ""
     if program.stage is not Stage.INTEGER:
+        recipe_name = load_recipe(recipe).name if passes is None else ""
         if calibration_data is None:
             raise CalibrationError(f"the program is at stage {program.stage.value}: give calibration_data, or quantize it first")
-        program = quantize(program, calibration_data, recipe, options, progress=progress)
+        program = quantize(program, calibration_data, recipe, options, passes=passes, instruments=instruments, progress=progress)
     if program.stage is not Stage.INTEGER:
         raise QCompilerError(f"the pipeline ends at stage {program.stage.value}: only an integer program has code; add 'lower-integer'")
+    (progress or _default_progress()).say(f"generating code for target {target}")
     compiled = backend.compile(program, target, time_limit=time_limit)
-    return Module(program, compiled, backend, make_test_vectors(program), threads)
+    return Module(program, compiled, backend, make_test_vectors(program), threads, recipe_name)
 
 
 def load(path: str | Path, threads: int | None = None) -> Module:
@@ -117,15 +121,7 @@ def open_artifact(path: str | Path, threads: int | None = None) -> Module:
     """As ``load``, for a target of any machine: the code is loaded when the module is first run."""
     content = artifact.read(path)
     backend, _ = find_target(content.compiled.target)
-    return Module(content.program, content.compiled, backend, content.vectors, threads)
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What ``Module.verify`` proved: how many nodes are integer ops, and how many test vectors came out exactly."""
-
-    integer_ops: int
-    vectors: int
+    return Module(content.program, content.compiled, backend, content.vectors, threads, content.recipe)
 
 
 class Module:
@@ -138,10 +134,12 @@ class Module:
         backend: Backend,
         vectors: Sequence[TestVector],
         threads: int | None = None,
+        recipe: str = "",
     ) -> None:
         self.program = program
         self.compiled = compiled
         self.vectors = tuple(vectors)
+        self.recipe = recipe
         self._backend, self._threads = backend, threads
         self._executable: Executable | None = None
 
@@ -180,7 +178,7 @@ class Module:
         Raises:
             ArtifactError: the file cannot be written.
         """
-        artifact.write(path, self.program, self.compiled, self.vectors)
+        artifact.write(path, self.program, self.compiled, self.vectors, self.recipe)
 
     def verify(self) -> Verification:
         """Prove again that the program is integer-only and cannot overflow, and replay the test vectors here, comparing exactly.
@@ -188,25 +186,13 @@ class Module:
         Raises:
             VerificationError: a proof fails, or a vector comes out differently from the stored integers.
         """
-        self.program.verify()
-        for position, vector in enumerate(self.vectors):
-            self._replay(position, vector, "the reference", self.program.run_integer(*vector.inputs))
-            self._replay(position, vector, f"the code for {self.target}", self.run_integer(*vector.inputs))
-        return Verification(sum(node.op == "call_function" for node in self.program.graph.nodes), len(self.vectors))
+        return artifact.verify(self.program, self.vectors, self.executable())
 
     def executable(self) -> Executable:
         """The loaded code."""
         if self._executable is None:
-            reason = self._backend.available(self.target)
-            if reason is not None:
-                raise TargetError(f"cannot run target '{self.target}' here: {reason}")
             self._executable = self._backend.load(self.program, self.compiled, self._threads)
         return self._executable
-
-    def _replay(self, position: int, vector: TestVector, who: str, outputs: tuple[torch.Tensor, ...]) -> None:
-        for spec, expected, got in zip(self.program.outputs, vector.outputs, outputs, strict=True):
-            if expected.dtype != got.dtype or not torch.equal(expected, got):
-                raise VerificationError(f"test vector {position}, output '{spec.name}': {who} gives other integers than those stored")
 
 
 def make_test_vectors(program: Program) -> tuple[TestVector, ...]:
@@ -218,7 +204,7 @@ def make_test_vectors(program: Program) -> tuple[TestVector, ...]:
 
 
 def _random_integers(spec: ValueSpec, generator: torch.Generator) -> torch.Tensor:
-    """One sample over the whole range of the input's integers; zeros where the input is an integer of the user's, whose range is not known."""
+    """One sample over the whole range of the input's integers; zeros where the user gives integers, of unknown range."""
     shape = [1 if size is None else size for size in spec.shape]
     if spec.quantized is None:
         return torch.zeros(shape, dtype=spec.dtype)

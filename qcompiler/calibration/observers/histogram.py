@@ -19,7 +19,7 @@ from qcompiler.calibration.statistics import ObserverSpec
 from qcompiler.errors import CalibrationError
 
 # Values are binned in pieces that stay in the cache, so that the working memory does not depend on the size of a batch.
-_PIECE = 1 << 18
+_PIECE = 1 << 16
 # A float32 has 24 significant bits: narrower bins than 2^-23 of the largest magnitude separate nothing, and while bin numbers stay
 # under 2^24 they are exact in float32.
 _FINEST = 23
@@ -45,7 +45,8 @@ class Histogram:
         inverse_width = torch.ldexp(torch.ones(channels, 1), -self.exponent[:, None])
         first = self.first.to(torch.int32)[:, None]
         start = torch.arange(channels, dtype=torch.int32)[:, None] * self.bins
-        for piece in rows.split(max(1, _PIECE // channels), dim=1):
+        # A piece has as many values as there are bins, at least: else adding up the counts would cost more than counting.
+        for piece in rows.split(max(_PIECE // channels, self.bins), dim=1):
             bin_number = torch.floor(piece * inverse_width).to(torch.int32) - first + start
             self.counts += torch.bincount(bin_number.flatten(), minlength=channels * self.bins).view_as(self.counts)
 
