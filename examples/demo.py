@@ -138,6 +138,7 @@ def median_latencies(engines: Mapping[str, Callable[[], object]]) -> dict[str, f
 def print_latencies(model: nn.Module, artifact: Path, calibration: torch.Tensor) -> None:
     """Batch 1 on one thread, beside float torch and onnxruntime float and int8."""
     image = calibration[:1]
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, console.status("measuring latency"):
         float_path, int8_path = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         export_float(model, image, float_path)
@@ -166,7 +167,6 @@ def integer_only(program: qc.Program) -> str:
 
 def main() -> None:
     """Run the demonstration."""
-    torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     OUT.mkdir(parents=True, exist_ok=True)
     artifact = OUT / "efficientnet_lite0.qca"
@@ -176,7 +176,7 @@ def main() -> None:
     start = time.perf_counter()
     compile_to_artifact(model, calibration, artifact)
     console.print(f"EfficientNet-Lite0 compiled in {time.perf_counter() - start:.0f} s: {artifact.relative_to(OUT.parent.parent)}")
-    module = qc.load(artifact, threads=1)
+    module = qc.load(artifact)
     console.print(integer_only(module.program), highlight=False)
     print_predictions(model, module, images)
     crops = random_crops(list(images.values()), AGREEMENT_CROPS, seed=1)
