@@ -103,7 +103,8 @@ def _quantize(lowering: Lowering, node: fx.Node) -> IntegerValue:
 
 def _integer_input(lowering: Lowering, node: fx.Node, quantized: QuantizedType) -> IntegerValue:
     if node not in lowering.bounds:
-        node.meta["val"] = node.meta["val"].to(quantized.integer.dtype)
+        value = node.meta["val"]
+        node.meta["val"] = value.new_empty(value.shape, dtype=quantized.integer.dtype)
         node.meta["quantized"] = quantized
         shape = [1] * node.meta["val"].ndim
         lowering.bounds[node] = ranges.Bounds(torch.full(shape, quantized.integer.low), torch.full(shape, quantized.integer.high))
