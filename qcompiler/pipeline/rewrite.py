@@ -43,7 +43,7 @@ class Site:
 
 @dataclass(frozen=True)
 class RewritePass(Pass, Generic[Match]):
-    """Goes over the nodes once, in topological order, and rewrites where it can.
+    """Goes over the nodes in topological order and rewrites where it can, until there is nothing left to rewrite.
 
     A subclass says in ``match`` whether a node is of its kind, in ``check`` why a match must be left alone, and in ``rewrite``
     what becomes of it. Where nothing is rewritten the result is the very program that came in. Every declined match is a note.
@@ -69,15 +69,24 @@ class RewritePass(Pass, Generic[Match]):
             return PassResult(program, False, self._declined(program))
         work = edit.copy(program)
         rewritten, notes = 0, []
+        while True:
+            swept = self._sweep(work)
+            edit.erase_dead(work)
+            if not swept:
+                return PassResult(work, True, (f"{rewritten} rewritten", *notes, *self._declined(work)))
+            rewritten += len(swept)
+            notes += [note for note in swept if note]
+
+    def _sweep(self, work: Program) -> list[str]:
+        """Rewrite what can be rewritten in one go over the nodes; the note of each rewrite, empty where there is none."""
+        notes = []
         for node in work.graph.nodes:
             match = self.match(node)
             if match is not None and self.check(match) is None:
                 place = f"{node.name}{_place(node)}"
                 note = self.rewrite(work.graph_module, match)
-                notes += [f"{place} {note}"] if note else []
-                rewritten += 1
-        edit.erase_dead(work)
-        return PassResult(work, True, (f"{rewritten} rewritten", *notes, *self._declined(work)))
+                notes.append(f"{place} {note}" if note else "")
+        return notes
 
     def _applies(self, node: fx.Node) -> bool:
         match = self.match(node)
