@@ -109,6 +109,9 @@ def _check_input(spec: InputSpec) -> None:
 def _check_node(node: fx.Node) -> None:
     if node.op not in ("placeholder", "call_function", "output"):
         raise CaptureError(f"{describe(node)} is a part of control flow: it is not compiled; use torch.where or clamp")
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor) and value.dtype.is_floating_point and value.dtype is not torch.float32:
+        raise CaptureError(f"{describe(node)} is {str(value.dtype).removeprefix('torch.')}: convert the model and its inputs with .float()")
     if free_unbacked_symbols(node.meta.get("val")):
         raise CaptureError(
             f"{describe(node)} gives a shape or number that depends on values: sizes must follow from the shapes of the inputs"

@@ -128,6 +128,11 @@ def test_state_from_call_to_call() -> None:
     assert "calls" in text and "from call to call" in text
 
 
+def test_other_precisions() -> None:
+    text = message(nn.Linear(4, 2).double(), x=torch.randn(1, 4).double())
+    assert "is float64" in text and ".float()" in text
+
+
 def test_cause_stays_attached() -> None:
     with pytest.raises(CaptureError) as raised:
         capture(Model(decide), torch.randn(1, 4))
