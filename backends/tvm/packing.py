@@ -138,7 +138,9 @@ def _depthwise_weights(layout: DepthwiseLayout, weight: NDArray[np.int8]) -> Arr
 # Parameters of the epilogue
 
 
-def _values(kernel: ConvolutionKernel, weight: NDArray[np.int8], constants: Mapping[str, Array], reads_unsigned: bool) -> dict[str, Integers]:
+def _values(
+    kernel: ConvolutionKernel, weight: NDArray[np.int8], constants: Mapping[str, Array], reads_unsigned: bool
+) -> dict[str, Integers]:
     """Every parameter by its name, one value a channel (the operand's: one)."""
     outputs = kernel.output.channels
     bias = np.asarray(constants["bias"], np.int64)
@@ -153,7 +155,9 @@ def _values(kernel: ConvolutionKernel, weight: NDArray[np.int8], constants: Mapp
             "operand_multiplier": _per_channel(constants["multiplier_b"], OPERAND_LANES // 2),
         }
     elif kernel.epilogue is not None:
-        values |= _requantization(kernel.epilogue, *(_per_channel(constants[role], outputs) for role in ("pre_shift", "multiplier", "shift")))
+        values |= _requantization(
+            kernel.epilogue, *(_per_channel(constants[role], outputs) for role in ("pre_shift", "multiplier", "shift"))
+        )
         values["bias"] = bias + values.pop("bias_rounding")
     if kernel.table:
         values["table"] = _table(kernel, constants["table"])

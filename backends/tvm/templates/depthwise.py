@@ -85,7 +85,10 @@ class _DepthwiseKernel:
         weights = T.Bind(offset * (layout.chunk_taps * layout.instructions.depthwise_taps))
         for product, input_rows in enumerate(layout.slots):
             for input_column, uses in self._columns_in_use(columns):
-                at = [corner + self._valid_row(input_row, rows) * kernel.input.row_stride + input_column * kernel.input.channels for input_row in input_rows]
+                at = [
+                    corner + self._valid_row(input_row, rows) * kernel.input.row_stride + input_column * kernel.input.channels
+                    for input_row in input_rows
+                ]
                 taps = self._interleaved(at, chunk.lanes)
                 for output_column, kernel_column in uses:
                     for row in range(rows):

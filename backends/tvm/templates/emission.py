@@ -131,7 +131,9 @@ def interleave(low: Expr, high: Expr, half: int) -> Expr:
     count = lanes(low)
     block = 128 // int(low.ty.dtype.bits)
     starts = [lane + half * block // 2 for lane in range(0, count, block)]
-    return shuffle([low, high], [element + side * count for start in starts for element in range(start, start + block // 2) for side in (0, 1)])
+    return shuffle(
+        [low, high], [element + side * count for start in starts for element in range(start, start + block // 2) for side in (0, 1)]
+    )
 
 
 def _intrinsic(name: str, result: str, *operands: Expr) -> Expr:

@@ -104,7 +104,7 @@ class Epilogue:
     def _look_up(self, indices: Expr) -> Expr:
         """256 entries are two vpermi2b and a choice by the sign bit."""
         count = e.lanes(indices)
-        full = indices if count == _TABLE_VECTOR else e.shuffle([indices], np.arange(_TABLE_VECTOR) % count)
+        full = indices if count == _TABLE_VECTOR else e.shuffle([indices] * (_TABLE_VECTOR // count), range(_TABLE_VECTOR))
         quarters = [e.load(self._buffers["table"], start, _TABLE_VECTOR) for start in range(0, 256, _TABLE_VECTOR)]
         low = e.permute_bytes(quarters[0], full, quarters[1])
         high = e.permute_bytes(quarters[2], full, quarters[3])
@@ -122,7 +122,10 @@ class Epilogue:
     def _scaled(self, sums: Sequence[Expr], chunk: Chunk, place: Place) -> list[Expr]:
         if isinstance(self._epilogue, ResidualAdd):
             operands = self._operands(self._epilogue, chunk, place)
-            return [self._residual(self._epilogue, total, operand, place, i) for i, (total, operand) in enumerate(zip(sums, operands, strict=True))]
+            return [
+                self._residual(self._epilogue, total, operand, place, i)
+                for i, (total, operand) in enumerate(zip(sums, operands, strict=True))
+            ]
         assert self._epilogue is not None
         scale = {"high": self._high, "narrow": self._narrow, "exact64": self._exact64}[self._epilogue.form]
         return [scale(total, place, i) for i, total in enumerate(sums)]

@@ -257,7 +257,9 @@ def _is_flat(activation: Activation) -> bool:
 
 def choose_tile(layout: MatrixLayout, height: int, width: int) -> Tile:
     """The register tile with the least predicted time; of equals the one with the most reuse."""
-    return min(_tiles(layout, height, width), key=lambda tile: (_cost(layout, tile, height, width), -tile.rows * tile.columns * tile.vectors))
+    return min(
+        _tiles(layout, height, width), key=lambda tile: (_cost(layout, tile, height, width), -tile.rows * tile.columns * tile.vectors)
+    )
 
 
 def panel_vectors(kernel: ConvolutionKernel, layout: MatrixLayout) -> int:

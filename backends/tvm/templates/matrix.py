@@ -103,7 +103,9 @@ class _MatrixKernel:
         kernel, layout = self._kernel, self._layout
         (stride_y, stride_x), (top, left) = kernel.stride, kernel.padding
         corner = position(kernel.input, first_row * stride_y - top, first_column * stride_x - left)
-        pixels = [r * stride_y * kernel.input.row_stride + c * stride_x * kernel.input.channels for r in range(rows) for c in range(columns)]
+        pixels = [
+            r * stride_y * kernel.input.row_stride + c * stride_x * kernel.input.channels for r in range(rows) for c in range(columns)
+        ]
         start = T.Bind(corner + panel.group * layout.inputs)
         weights = T.Bind((panel.group * layout.vectors + panel.first_vector) * (layout.instructions.lanes * layout.depth))
         step_size = vectors * layout.instructions.lanes * _STEP_BYTES

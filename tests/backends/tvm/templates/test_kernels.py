@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
+from qcompiler import native
+from qcompiler.backends.tvm import templates
 from qcompiler.backends.tvm.kernels import Activation, ConvolutionKernel, Requantization, ResidualAdd
+from qcompiler.errors import TargetError
 
-TARGETS = ("x86-64-v3", "x86-64-vnni")
+TARGETS = ("x86-64-v3", "x86-64-vnni", "x86-64-amx")
 Check = Callable[[ConvolutionKernel, str], None]
 HIGH = Requantization("high", True, 3, 0, 255)
 
@@ -78,7 +81,89 @@ def test_shapes(name: str, target: str, check: Check) -> None:
     check(SHAPES[name], target)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS[:2])  # AMX has no part in these
 @pytest.mark.parametrize("name", DEPTHWISE)
 def test_depthwise_shapes(name: str, target: str, check: Check) -> None:
     check(DEPTHWISE[name], target)
+
+
+def requantization(form: Any, output: str, per_channel: bool) -> Requantization:
+    """Bounds inside the type, so that the clamp shows, and a zero point that is not the middle."""
+    low, high, zero_point = {"uint8": (5, 240, 17), "int8": (-100, 127, -11), "int16": (-30000, 32767, 21), "int32": (-(2**20), 2**20, 5)}[
+        output
+    ]
+    return Requantization(form, per_channel, zero_point, low, high)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("form", ["high", "narrow", "exact64"])
+@pytest.mark.parametrize("output", ["uint8", "int8", "int16", "int32"])
+def test_forms(form: str, output: str, target: str, check: Check) -> None:
+    """All forms in chunks of 4, 2 and 1 vectors; per channel for 8 bits, per tensor else."""
+    epilogue = requantization(form, output, per_channel=output in ("uint8", "int8"))
+    check(convolution((1, 3), (20, 117), epilogue=epilogue, dtypes=("uint8", output)), target)
+
+
+@pytest.mark.parametrize("target", TARGETS[:2])
+@pytest.mark.parametrize(
+    ("form", "output"),
+    [("high", "int8"), ("narrow", "uint8"), ("exact64", "int8"), ("high", "int16"), ("narrow", "int16"), (None, "int32")],
+)
+def test_forms_of_depthwise(form: str | None, output: str, target: str, check: Check) -> None:
+    epilogue = requantization(form, output, per_channel=True) if form else None
+    check(convolution((3, 4), (100, 100), (3, 3), padding=(1, 1), groups=100, epilogue=epilogue, dtypes=("uint8", output)), target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("groups", [1, 24])
+def test_signed_inputs(groups: int, target: str, check: Check) -> None:
+    kernel = convolution(
+        (5, 6),
+        (24, 24),
+        (3, 3),
+        padding=(1, 1),
+        groups=groups,
+        dtypes=("int8", "int8"),
+        epilogue=Requantization("high", True, -3, -128, 127),
+    )
+    check(kernel, target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_accumulators(target: str, check: Check) -> None:
+    check(convolution((2, 5), (16, 70), epilogue=None), target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("operand", "output"), [("uint8", "uint8"), ("int8", "int8"), ("int16", "int16"), ("int32", "uint8")])
+def test_residual_add(operand: Any, output: str, target: str, check: Check) -> None:
+    """The operand has a halo of its own; operand and output have different zero points."""
+    low, high, zero_point = {"uint8": (3, 250, 100), "int8": (-120, 120, 7), "int16": (-20000, 20000, -9)}[output]
+    addend = Activation(4, 5, 50, operand, (1, 0, 2, 1))
+    shift = 18 if output != "int16" else 8
+    epilogue = ResidualAdd(addend, output != "int8", 3, shift, zero_point, low, high)
+    check(convolution((4, 5), (12, 50), (3, 3), padding=(1, 1), epilogue=epilogue, dtypes=("uint8", output)), target)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("output", "channels"), [("uint8", 117), ("int8", 33)])
+def test_table(output: str, channels: int, target: str, check: Check) -> None:
+    epilogue = requantization("narrow", output, per_channel=True)
+    check(convolution((2, 3), (20, channels), epilogue=epilogue, dtypes=("uint8", output), table=True), target)
+
+
+def test_table_after_depthwise(check: Check) -> None:
+    epilogue = requantization("high", "uint8", per_channel=True)
+    check(convolution((3, 3), (52, 52), (3, 3), padding=(1, 1), groups=52, epilogue=epilogue, table=True), "x86-64-vnni")
+
+
+def test_amx_kernels_use_amx(check: Check, emulated_amx: Callable[[], int]) -> None:
+    before = emulated_amx()
+    check(SHAPES["linear, rows"], "x86-64-amx")
+    if not native.request_amx():
+        assert emulated_amx() > before
+
+
+def test_unknown_target() -> None:
+    with pytest.raises(TargetError, match="no kernel templates for target 'z80'; there are: x86-64-v3, x86-64-vnni, x86-64-amx"):
+        templates.emit(SHAPES["3x3"], "z80", "kernel")
