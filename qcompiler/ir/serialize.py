@@ -83,9 +83,7 @@ def _program(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
     stage = Stage(description["stage"])
     inputs, outputs = (tuple(_spec(entry) for entry in description[name]) for name in ("inputs", "outputs"))
     graph_module = _GraphReader(stage, inputs, tensors).read(description["nodes"])
-    history = tuple(
-        PassRecord(entry["name"], dict(entry["options"]), entry["modified"], tuple(entry["notes"])) for entry in description["history"]
-    )
+    history = tuple(_record(entry) for entry in description["history"])
     return Program(graph_module, stage, inputs, outputs, history)
 
 
@@ -174,13 +172,29 @@ class _GraphReader:
 
 def _spec(entry: Mapping[str, Any]) -> ValueSpec:
     quantized = None if entry["quantized"] is None else _quantized(entry["quantized"])
-    return ValueSpec(entry["name"], _DTYPES[entry["dtype"]], tuple(entry["shape"]), quantized)
+    shape = tuple(None if size is None else _of(int, size) for size in entry["shape"])
+    return ValueSpec(_of(str, entry["name"]), _DTYPES[entry["dtype"]], shape, quantized)
 
 
 def _quantized(entry: Mapping[str, Any]) -> QuantizedType:
-    proven = None if entry["range"] is None else IntegerRange(*entry["range"])
-    integer = IntegerType(entry["bits"], entry["signed"])
-    return QuantizedType(integer, tuple(entry["scale"]), tuple(entry["zero_point"]), entry["axis"], proven)
+    integer = IntegerType(_of(int, entry["bits"]), _of(bool, entry["signed"]))
+    scale = tuple(_of(float, item) for item in entry["scale"])
+    zero_point = tuple(_of(int, item) for item in entry["zero_point"])
+    axis = None if entry["axis"] is None else _of(int, entry["axis"])
+    proven = None if entry["range"] is None else IntegerRange(*(_of(int, end) for end in entry["range"]))
+    return QuantizedType(integer, scale, zero_point, axis, proven)
+
+
+def _record(entry: Mapping[str, Any]) -> PassRecord:
+    notes = tuple(_of(str, note) for note in entry["notes"])
+    return PassRecord(_of(str, entry["name"]), dict(entry["options"]), _of(bool, entry["modified"]), notes)
+
+
+def _of(kind: type[T], value: object) -> T:
+    """The value, if it is of exactly that type: a bool is no int here."""
+    if type(value) is not kind:
+        raise ArtifactError(f"the program's description holds {value!r} where it needs {kind.__name__}")
+    return value
 
 
 def _identifier(name: object) -> str:

@@ -92,7 +92,7 @@ def _node_text(node: fx.Node, sizes: SizeNames) -> str:
     if node.op == "output":
         outputs = node.args[0] if isinstance(node.args[0], tuple) else node.args
         return f"return {', '.join(map(_argument_text, outputs))}"
-    head = f"%{node.name}: {_type_text(node.meta.get('val'), sizes)}{_quantized_text(node.meta.get('quantized'))}"
+    head = f"%{node.name}: {_quantized_text(_type_text(node.meta.get('val'), sizes), node.meta.get('quantized'))}"
     return f"{head} = {_operation_text(node)}{_provenance_text(provenance_of(node))}"
 
 
@@ -118,10 +118,12 @@ def _type_text(value: Any, sizes: SizeNames) -> str:
     return "int" if isinstance(value, int | torch.SymInt) else "?"
 
 
-def _quantized_text(quantized: QuantizedType | None) -> str:
+def _quantized_text(kind: str, quantized: QuantizedType | None) -> str:
+    """``u8[B,3] scale=… zp=…``; the integer type is named where it is not the storage type: ``i32[B,3] as u12 scale=…``."""
     if quantized is None:
-        return ""
-    parts = [f" as {quantized.integer}", f"scale={_numbers_text(quantized.scale)}", f"zp={_numbers_text(quantized.zero_point)}"]
+        return kind
+    parts = [kind] if kind.startswith(f"{quantized.integer}[") else [kind, f"as {quantized.integer}"]
+    parts += [f"scale={_numbers_text(quantized.scale)}", f"zp={_numbers_text(quantized.zero_point)}"]
     parts += [f"axis={quantized.axis}"] if quantized.axis is not None else []
     parts += [f"range={quantized.range}"] if quantized.range is not None else []
     return " ".join(parts)
@@ -132,9 +134,11 @@ def _numbers_text(numbers: Sequence[float]) -> str:
 
 
 def _number_text(number: float) -> str:
-    """Shortest text that names the number: as a float32 where it is one."""
+    """Shortest text that names the number among those of float32; a float64 that is none of them is marked with a ``d``."""
+    if not isinstance(number, float):
+        return repr(number)
     single = np.float32(number)
-    return str(single) if isinstance(number, float) and float(single) == number else repr(number)
+    return str(single) if float(single) == number else f"{number!r}d"
 
 
 def _list_text(items: Sequence[str]) -> str:
@@ -160,7 +164,7 @@ def _provenance_text(provenance: Provenance) -> str:
 
 def _spec_text(spec: ValueSpec) -> str:
     shape = ",".join("B" if size is None else str(size) for size in spec.shape)
-    return f"{spec.name}: {_SHORT_DTYPES.get(spec.dtype, spec.dtype)}[{shape}]{_quantized_text(spec.quantized)}"
+    return f"{spec.name}: {_quantized_text(f'{_SHORT_DTYPES.get(spec.dtype, spec.dtype)}[{shape}]', spec.quantized)}"
 
 
 def _record_text(record: PassRecord) -> str:

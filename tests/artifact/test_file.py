@@ -80,7 +80,7 @@ def test_the_manifest_tells_what_the_file_is(path: Path) -> None:
     assert manifest["members"].keys() == set(names[2:])
 
 
-def assert_rejected(data: bytes, message: str = "") -> None:
+def assert_rejected(data: bytes, message: str | None = None) -> None:
     with pytest.raises(ArtifactError, match=message) as error:
         from_bytes(data)
     assert "\n" not in str(error.value)
