@@ -19,4 +19,7 @@ PASSES: dict[str, str] = {
     "fold-batch-norm": "qcompiler.passes.canonicalize.fold_batch_norm:FoldBatchNorm",
     "quantize": "qcompiler.passes.quantize.quantize:Quantize",
     "lower-integer": "qcompiler.passes.lower.lower_integer:LowerInteger",
+    "merge-requantize": "qcompiler.passes.optimize.merge_requantize:MergeRequantize",
+    "fuse-clamp": "qcompiler.passes.optimize.fuse_clamp:FuseClamp",
+    "fuse-lookup": "qcompiler.passes.optimize.fuse_lookup:FuseLookup",
 }

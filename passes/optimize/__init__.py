@@ -1,0 +1,1 @@
+"""INTEGER to INTEGER: fewer ops and fewer roundings."""
