@@ -43,7 +43,6 @@ _RESHAPES = frozenset(
         _aten.reshape.default,
         _aten.flatten.using_ints,
         _aten.unflatten.int,
-        _aten.squeeze.default,
         _aten.squeeze.dim,
         _aten.squeeze.dims,
         _aten.unsqueeze.default,

@@ -83,7 +83,6 @@ _CASES: Mapping[object, Callable[[fx.Node], bool]] = {
     _aten._unsafe_view.default: _keeps_shape,
     _aten.reshape.default: _keeps_shape,
     _aten.flatten.using_ints: _keeps_shape,
-    _aten.squeeze.default: _keeps_shape,
     _aten.squeeze.dim: _keeps_shape,
     _aten.squeeze.dims: _keeps_shape,
     _aten.expand.default: _keeps_shape,

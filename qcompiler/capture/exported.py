@@ -52,6 +52,7 @@ def program_from_exported(exported: ExportedProgram) -> Program:
     graph_module = _flat_graph_module(exported)
     graph = graph_module.graph
     functionalize(graph)
+    _name_squeezed_dimensions(graph)
     _check_ops(graph)
     program = Program(graph_module, Stage.FLOAT, _input_specs(graph), _output_specs(exported, graph))
     edit.erase_dead(program)
@@ -155,6 +156,14 @@ def _check_output(spec: OutputSpec) -> None:
     if spec.kind is OutputKind.USER_OUTPUT and not isinstance(spec.arg, TensorArgument):
         value = getattr(spec.arg, "value", spec.arg)
         raise CaptureError(f"the model returns {value!r} among its outputs: every output must be a tensor")
+
+
+def _name_squeezed_dimensions(graph: fx.Graph) -> None:
+    """``x.squeeze()`` would squeeze the batch too where it is 1: say which dimensions it squeezed when the model was traced."""
+    for node in edit.calls(graph, torch.ops.aten.squeeze.default):
+        shape = node.all_input_nodes[0].meta["val"].shape
+        node.target = torch.ops.aten.squeeze.dims
+        node.args = (node.args[0], [dim for dim, size in enumerate(shape) if isinstance(size, int) and size == 1])
 
 
 def _check_ops(graph: fx.Graph) -> None:

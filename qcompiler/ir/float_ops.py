@@ -68,6 +68,9 @@ ARITHMETIC_OPS: frozenset[Callable[..., Any]] = frozenset(
     }
 )
 
+# Reduce over the last dimensions and give back the shape of their input.
+ROW_OPS: frozenset[Callable[..., Any]] = frozenset({_aten.softmax.int, _aten.layer_norm.default})
+
 MOVEMENT_OPS: frozenset[Callable[..., Any]] = frozenset(
     {
         _aten.reshape.default,
@@ -80,7 +83,7 @@ MOVEMENT_OPS: frozenset[Callable[..., Any]] = frozenset(
     }
 )
 
-CANONICAL_OPS = WEIGHTED_OPS | POOLING_OPS | UNARY_OPS | ARITHMETIC_OPS | MOVEMENT_OPS
+CANONICAL_OPS = WEIGHTED_OPS | POOLING_OPS | UNARY_OPS | ARITHMETIC_OPS | ROW_OPS | MOVEMENT_OPS
 
 CAPTURED_ONLY_OPS: frozenset[Callable[..., Any]] = frozenset(
     {
@@ -116,7 +119,6 @@ CAPTURED_ONLY_OPS: frozenset[Callable[..., Any]] = frozenset(
         _aten._unsafe_view.default,
         _aten.flatten.using_ints,
         _aten.unflatten.int,
-        _aten.squeeze.default,
         _aten.squeeze.dim,
         _aten.squeeze.dims,
         _aten.unsqueeze.default,

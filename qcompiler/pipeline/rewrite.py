@@ -68,7 +68,8 @@ class RewritePass(Pass, Generic[Match]):
         if not any(self._applies(node) for node in program.graph.nodes):
             return PassResult(program, False, self._declined(program))
         work = edit.copy(program)
-        rewritten, notes = 0, []
+        rewritten = 0
+        notes: list[str] = []
         while True:
             swept = self._sweep(work)
             edit.erase_dead(work)

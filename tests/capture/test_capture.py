@@ -123,6 +123,15 @@ def test_write_into_a_value_that_had_views_before() -> None:
     assert torch.equal(program(x), Written()(x.clone()))
 
 
+def test_squeeze_leaves_the_batch() -> None:
+    class Squeezed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.squeeze()
+
+    program = capture(Squeezed(), torch.zeros(1, 3, 1, 1))
+    assert program(torch.zeros(1, 3, 1, 1)).shape == (1, 3)
+
+
 def test_fixed_batch() -> None:
     program = capture(nn.Conv2d(3, 2, 1), torch.zeros(1, 3, 4, 4), dynamic_batch=False)
     assert program.inputs[0].shape == (1, 3, 4, 4) and program.outputs[0].shape == (1, 2, 4, 4)
