@@ -5,10 +5,13 @@ Exit status: 0, 1 for a mistake that the user can mend (one line on standard err
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -95,7 +98,8 @@ def compile_command(
     from qcompiler.pipeline.progress import progress_for
 
     progress = progress_for(sys.stderr) if sys.stderr.isatty() else progress_for(sys.stdout)
-    program = _capture(model, calibration)
+    with _quiet_libraries(context.obj["verbose"]):
+        program = _capture(model, calibration)
     data = open_data(calibration, program.inputs)
     instruments = _instruments(program, data, dump_ir, sqnr)
     module = api.compile(
@@ -220,13 +224,28 @@ def recipes() -> None:
 @app.command()
 def targets() -> None:
     """List the targets, and which of them this machine can run."""
-    from qcompiler.pipeline.registry import backend_names, find_backend
+    from qcompiler.pipeline.registry import backend_names, find_backend, find_target
 
+    _, best = find_target("native")
     for backend in (find_backend(name) for name in backend_names()):
         for target in backend.targets():
             reason = backend.available(target)
-            native = "  (native)" if target == backend.detect() else ""
+            native = "  (native)" if target == best else ""
             typer.echo(f"{target}: {'runs here' if reason is None else reason}{native}")
+
+
+@contextlib.contextmanager
+def _quiet_libraries(verbose: bool) -> Iterator[None]:
+    """Keep torch's own prints and log lines about a model that it cannot export out of the way of our one line."""
+    if verbose:
+        yield
+        return
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _end(error: Exception, message: str, traceback: bool) -> NoReturn:
