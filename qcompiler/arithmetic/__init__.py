@@ -16,7 +16,8 @@ from qcompiler.arithmetic.dyadic import (
     choose_residual,
 )
 from qcompiler.arithmetic.elementwise import clamp, dilate, lookup, multiply
-from qcompiler.arithmetic.linear import convolution, linear
+from qcompiler.arithmetic.linear import convolution, linear, matmul
+from qcompiler.arithmetic.normalize import integer_epsilon, normalize
 from qcompiler.arithmetic.pooling import adaptive_max_pool2d, adaptive_sum_pool2d, max_pool2d, reduce_sum, sum_pool2d
 from qcompiler.arithmetic.quantize import dequantize, quantize, scale_and_zero_point
 from qcompiler.arithmetic.requantize import (
@@ -28,6 +29,7 @@ from qcompiler.arithmetic.requantize import (
     residual_add,
     saturate,
 )
+from qcompiler.arithmetic.softmax import exponential_table, softmax
 from qcompiler.arithmetic.tables import build_table
 
 __all__ = [
@@ -48,9 +50,13 @@ __all__ = [
     "dequantize",
     "dilate",
     "linear",
+    "exponential_table",
+    "integer_epsilon",
     "lookup",
+    "matmul",
     "max_pool2d",
     "multiply",
+    "normalize",
     "quantize",
     "reduce_sum",
     "requantize_exact64",
@@ -58,6 +64,7 @@ __all__ = [
     "requantize_narrow",
     "residual_add",
     "saturate",
+    "softmax",
     "scale_and_zero_point",
     "sum_pool2d",
 ]

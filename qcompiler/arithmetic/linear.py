@@ -34,6 +34,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _over_bytes(x, product).add_(bias)
 
 
+def matmul(a: Tensor, b: Tensor, zero_point_a: int, zero_point_b: int) -> Tensor:
+    """``(a - zero_point_a) @ (b - zero_point_b)`` in int32: a [..., M, K], b [..., K, N] of 8 bits -> [..., M, N]."""
+    length = a.shape[-1]
+    exact_in_float32 = length * _magnitude(a, zero_point_a) * _magnitude(b, zero_point_b) < _FLOAT32_EXACT
+    wide = torch.float32 if exact_in_float32 else torch.float64
+    return torch.matmul(a.to(wide).sub_(zero_point_a), b.to(wide).sub_(zero_point_b)).to(torch.int32)
+
+
 def convolution(
     x: Tensor,
     weight: Tensor,

@@ -22,7 +22,9 @@ import torch
 from qcompiler.arithmetic.softmax import bit_length
 
 OUTPUT_FRACTION_BITS = 29
-MAXIMUM_ROW = 1 << 14
+# |d| <= sqrt(V), and the reciprocal root is at most 2^-28 too large.
+OUTPUT_BOUND = (1 << OUTPUT_FRACTION_BITS) + 4
+MAXIMUM_ROW = 1 << 13  # N * (x - mean) fits int32 for x - zero_point of 17 bits
 _NEWTON_STEPS = 4
 
 

@@ -24,6 +24,7 @@ SCHEMAS: dict[str, str] = {
         "(Tensor x, Tensor weight, Tensor bias, int[] stride, int[] padding, int[] dilation, int groups, int pad_value) -> Tensor"
     ),
     "linear": "(Tensor x, Tensor weight, Tensor bias) -> Tensor",
+    "matmul": "(Tensor a, Tensor b, int zero_point_a, int zero_point_b) -> Tensor",
     "requantize": (
         "(Tensor x, Tensor pre_shift, Tensor multiplier, Tensor shift, int input_zero_point, int zero_point,"
         " int low, int high, str form, int bits, bool signed) -> Tensor"
@@ -34,6 +35,8 @@ SCHEMAS: dict[str, str] = {
     ),
     "multiply": "(Tensor a, Tensor b, int zero_point_a, int zero_point_b) -> Tensor",
     "lookup": "(Tensor x, Tensor table, int bits, bool signed) -> Tensor",
+    "softmax": "(Tensor x, Tensor table, int bits) -> Tensor",
+    "normalize": "(Tensor x, int zero_point, int epsilon, bool centre) -> Tensor",
     "clamp": "(Tensor x, int low, int high) -> Tensor",
     "max_pool2d": "(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor",
     "sum_pool2d": "(Tensor x, int[] kernel, int[] stride, int[] padding, int zero_point) -> Tensor",
@@ -89,6 +92,11 @@ def _convolution_fake(
 def _linear_fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     torch._check(x.shape[-1] == weight.shape[1], lambda: "the weight does not fit the last dimension of the input")
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.int32)
+
+
+def _matmul_fake(a: Tensor, b: Tensor, zero_point_a: int, zero_point_b: int) -> Tensor:
+    torch._check(a.shape[-1] == b.shape[-2], lambda: "the inner dimensions of the product differ")
+    return a.new_empty((*torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), dtype=torch.int32)
 
 
 def _requantize(
@@ -183,6 +191,14 @@ def _lookup_fake(x: Tensor, table: Tensor, bits: int, signed: bool) -> Tensor:
     return x.new_empty(x.shape, dtype=_storage(bits, signed))
 
 
+def _softmax_fake(x: Tensor, table: Tensor, bits: int) -> Tensor:
+    return x.new_empty(x.shape, dtype=_storage(bits, signed=False))
+
+
+def _normalize_fake(x: Tensor, zero_point: int, epsilon: int, centre: bool) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.int32)
+
+
 def _clamp_fake(x: Tensor, low: int, high: int) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -239,10 +255,13 @@ _KERNELS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "dequantize": (_dequantize, _dequantize_fake),
     "convolution": (arithmetic.convolution, _convolution_fake),
     "linear": (arithmetic.linear, _linear_fake),
+    "matmul": (arithmetic.matmul, _matmul_fake),
     "requantize": (_requantize, _requantize_fake),
     "add": (_add, _add_fake),
     "multiply": (arithmetic.multiply, _multiply_fake),
     "lookup": (_lookup, _lookup_fake),
+    "softmax": (arithmetic.softmax, _softmax_fake),
+    "normalize": (arithmetic.normalize, _normalize_fake),
     "clamp": (arithmetic.clamp, _clamp_fake),
     "max_pool2d": (arithmetic.max_pool2d, _max_pool2d_fake),
     "sum_pool2d": (arithmetic.sum_pool2d, _sum_pool2d_fake),

@@ -9,7 +9,8 @@ the first accumulator, pre-shift or output that could leave its type. Intervals 
 
   No bound can be tighter when every x_k is free. Two's-complement additions may wrap on the way and still give the right sum,
   so only the sum itself has to fit, whatever the order in which a kernel adds.
-- **Monotone ops** (requantize, add, clamp, pooling by maximum) are evaluated by their own reference kernels at both ends.
+- **Monotone ops** (requantize, add, clamp, pooling by maximum) are evaluated by their own reference kernels at both ends; an operand
+  of ``add`` with a negative multiplier, with its ends exchanged.
 - **Data movement** is executed on the intervals themselves.
 """
 
@@ -23,7 +24,11 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
+from qcompiler.arithmetic.normalize import MAXIMUM_ROW as MAXIMUM_NORMALIZED_ROW
+from qcompiler.arithmetic.normalize import OUTPUT_BOUND as NORMALIZED_BOUND
 from qcompiler.arithmetic.pooling import adaptive_windows
+from qcompiler.arithmetic.softmax import EXPONENT_BITS
+from qcompiler.arithmetic.softmax import MAXIMUM_ROW as MAXIMUM_SOFTMAX_ROW
 from qcompiler.errors import VerificationError
 from qcompiler.ir.edit import argument, constant_value
 from qcompiler.ir.program import Program
@@ -34,6 +39,7 @@ from qcompiler.ir.types import INT32, IntegerRange, IntegerType, Stage
 _MOST_INTERVALS = 1 << 16  # kept for one value; past it they are united over the innermost dimensions
 _MOST_ELEMENTS = 1 << 24  # of one value, when data movement is executed on its intervals
 
+_TABLE_ENTRIES = 256
 _INT32 = IntegerRange(INT32.low, INT32.high)
 _SUM_ADVICE = "requantize to fewer bits first, or reduce in two steps with a requantization between them"
 
@@ -66,6 +72,11 @@ class Bounds:
 
     def including(self, value: int) -> Bounds:
         return Bounds(self.low.clamp(max=value), self.high.clamp(min=value))
+
+    def rising_with(self, multiplier: torch.Tensor) -> Bounds:
+        """The ends in the order in which their products with ``multiplier`` rise: exchanged where it is negative."""
+        negative = multiplier < 0
+        return Bounds(torch.where(negative, self.high, self.low), torch.where(negative, self.low, self.high))
 
     def minus(self, zero_point: int) -> Bounds:
         return Bounds(self.low - zero_point, self.high - zero_point)
@@ -101,7 +112,12 @@ def bounds_of(node: fx.Node, known: Known) -> Bounds:
     rule = _RULES.get(node.target) if callable(node.target) else None
     if rule is None:
         raise VerificationError(f"{describe(node)}: no range can be proven for this op at stage integer; lower it to qc:: ops first")
-    bounds = _settled(node, rule(node, known))
+    try:
+        bounds = rule(node, known)
+    except RuntimeError as error:  # torch cannot broadcast or reshape the parameters
+        raise VerificationError(f"{describe(node)}: its operands and parameters do not fit together ({error})") from error
+    _check_shape(node, bounds)
+    bounds = _settled(node, bounds)
     limits = torch.iinfo(node.meta["val"].dtype)
     _require(node, bounds, IntegerRange(limits.min, limits.max), "the result", "choose a wider type for the result")
     return bounds
@@ -220,11 +236,13 @@ def _add(node: fx.Node, known: Known) -> Bounds:
     if not 1 <= shift <= 31:
         raise VerificationError(f"{describe(node)}: shift is {shift}, outside [1, 31]; choose the multipliers anew")
     low, high = torch.tensor(1 << (shift - 1)), torch.tensor(1 << (shift - 1))
-    for name, bounds in operands.items():
+    for name, bounds in list(operands.items()):
         centred = bounds.minus(argument(node, f"zero_point_{name}"))
         _require(node, centred, _INT32, f"{name} - zero_point_{name}", "use a smaller zero point")
-        shifted = _prove_pre_shift(node, centred, f"pre_shift_{name}")
-        multiplier = _check_high_multiplier(node, f"multiplier_{name}")
+        multiplier = _check_add_multiplier(node, f"multiplier_{name}")
+        # Proven before the ends are exchanged: afterwards the low one may be the larger.
+        shifted = _prove_pre_shift(node, centred, f"pre_shift_{name}").rising_with(multiplier)
+        operands[name] = bounds.rising_with(multiplier)
         # High halves as arithmetic.residual_add takes them; both fit int64 for int32 factors.
         low, high = low + (shifted.low * multiplier >> 32), high + (shifted.high * multiplier >> 32)
     _require(node, Bounds(low, high), _INT32, "the sum of both high halves and the rounding term", "choose smaller pre-shifts and shift")
@@ -240,11 +258,45 @@ def _multiply(node: fx.Node, known: Known) -> Bounds:
     return bounds
 
 
+def _matmul(node: fx.Node, known: Known) -> Bounds:
+    a, b = (known[argument(node, name)].minus(argument(node, f"zero_point_{name}")).range for name in ("a", "b"))
+    length = argument(node, "a").meta["val"].shape[-1]
+    corners = [length * x * y for x in (a.low, a.high) for y in (b.low, b.high)]
+    bounds = _filled(node, IntegerRange(min(corners), max(corners)))
+    _require(node, bounds, _INT32, f"the accumulator over {length} products", "quantize the operands to fewer bits")
+    return bounds
+
+
+def _softmax(node: fx.Node, known: Known) -> Bounds:
+    table, bits = _check_parameter(node, "table", 0, (1 << EXPONENT_BITS) - 1), argument(node, "bits")
+    _check_row(node, MAXIMUM_SOFTMAX_ROW)
+    if table.shape != (256,) or int(table[0]) != int(table.max()) or int(table[0]) < 1 << (EXPONENT_BITS - 1) or not 1 <= bits <= 16:
+        raise VerificationError(f"{describe(node)}: its table or its {bits} bits are none that arithmetic.softmax is proven for")
+    return _filled(node, IntegerRange(0, (1 << bits) - 1))
+
+
+def _normalize(node: fx.Node, known: Known) -> Bounds:
+    x = known[argument(node, "x")].minus(argument(node, "zero_point"))
+    _require(node, x, IntegerRange(-(1 << 16), (1 << 16) - 1), "x - zero_point", "requantize it to 16 bits first")
+    _check_row(node, MAXIMUM_NORMALIZED_ROW)
+    if not 0 <= argument(node, "epsilon") < 1 << 62:
+        raise VerificationError(f"{describe(node)}: its epsilon is outside [0, 2^62); clamp it")
+    return _filled(node, IntegerRange(-NORMALIZED_BOUND, NORMALIZED_BOUND))
+
+
+def _check_row(node: fx.Node, most: int) -> None:
+    length = argument(node, "x").meta["val"].shape[-1]
+    if isinstance(length, torch.SymInt) or length > most:
+        raise VerificationError(f"{describe(node)}: rows of {length} values, of {most} at most is proven; split them or fix the length")
+
+
 def _lookup(node: fx.Node, known: Known) -> Bounds:
     operand = argument(node, "x")
     x = known[operand].along(min(1, known[operand].low.ndim - 1))
     table, first = _constant(node, "table"), torch.iinfo(operand.meta["val"].dtype).min
-    entries = torch.arange(first, first + table.shape[-1])
+    if table.shape[-1] != _TABLE_ENTRIES:
+        raise VerificationError(f"{describe(node)}: its table has {table.shape[-1]} entries; give one for each of the 256 values")
+    entries = torch.arange(first, first + _TABLE_ENTRIES)
     reached = (entries >= x.low[:, None]) & (entries <= x.high[:, None])
     limits = torch.iinfo(torch.int64)
     low = table.masked_fill(~reached, limits.max).amin(1)
@@ -256,6 +308,9 @@ def _lookup(node: fx.Node, known: Known) -> Bounds:
 
 
 def _clamp(node: fx.Node, known: Known) -> Bounds:
+    low, high, limits = argument(node, "low"), argument(node, "high"), torch.iinfo(node.meta["val"].dtype)
+    if low > high or low > limits.max or high < limits.min:
+        raise VerificationError(f"{describe(node)}: no value of its type lies in [{low}, {high}]; correct low and high")
     return _at_ends(node, {"x": known[argument(node, "x")]})
 
 
@@ -323,7 +378,7 @@ def _movement(node: fx.Node, known: Known) -> Bounds:
     low = {operand: known[operand].low.expand(sizes) for operand, sizes in zip(operands, whole, strict=True)}
     high = {operand: known[operand].high.expand(sizes) for operand, sizes in zip(operands, whole, strict=True)}
     try:
-        return Bounds(_executed(node, low), _executed(node, high))
+        return _settled(node, Bounds(_executed(node, low), _executed(node, high)))
     except RuntimeError:  # a view that splits a batch into samples and something else cannot be taken of one sample
         return _united_operands(node, known)
 
@@ -348,6 +403,9 @@ def _executed(node: fx.Node, values: Mapping[fx.Node, torch.Tensor]) -> torch.Te
 _RULES: dict[Callable[..., Any], Rule] = {
     _qc.convolution.default: _convolution,
     _qc.linear.default: _linear,
+    _qc.matmul.default: _matmul,
+    _qc.softmax.default: _softmax,
+    _qc.normalize.default: _normalize,
     _qc.requantize.default: _requantize,
     _qc.add.default: _add,
     _qc.multiply.default: _multiply,
@@ -389,6 +447,16 @@ def _of_constant(node: fx.Node) -> Bounds:
 def _filled(node: fx.Node, interval: IntegerRange) -> Bounds:
     shape = [1] * node.meta["val"].ndim
     return Bounds(torch.full(shape, interval.low), torch.full(shape, interval.high))
+
+
+def _check_shape(node: fx.Node, bounds: Bounds) -> None:
+    """Parameters may repeat along the result's dimensions, never enlarge them, and know nothing of a symbolic batch."""
+    found, shape = tuple(bounds.low.shape), node.meta["val"].shape
+    fits = len(found) == len(shape) and all(
+        own == 1 or (isinstance(size, int) and own == size) for own, size in zip(found, shape, strict=True)
+    )
+    if not fits:
+        raise VerificationError(f"{describe(node)}: its parameters of shape {list(found)} do not broadcast to its result {list(shape)}")
 
 
 def _settled(node: fx.Node, bounds: Bounds) -> Bounds:
@@ -434,7 +502,14 @@ def _check_parameter(node: fx.Node, name: str, low: int, high: int) -> torch.Ten
 
 
 def _check_high_multiplier(node: fx.Node, name: str) -> torch.Tensor:
-    tensor = _check_parameter(node, name, 0, (1 << 31) - 1)
+    return _check_even(node, name, _check_parameter(node, name, 0, (1 << 31) - 1))
+
+
+def _check_add_multiplier(node: fx.Node, name: str) -> torch.Tensor:
+    return _check_even(node, name, _check_parameter(node, name, -(1 << 31) + 2, (1 << 31) - 1))
+
+
+def _check_even(node: fx.Node, name: str, tensor: torch.Tensor) -> torch.Tensor:
     if bool((tensor & 1).any()):
         raise VerificationError(
             f"{describe(node)}: {name} has odd entries, which targets that double the product cannot use; make them even"

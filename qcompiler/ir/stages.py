@@ -88,6 +88,7 @@ _FORMS: frozenset[object] = frozenset({"high", "narrow", "exact64"})
 _INTEGER_OPS: dict[Target, OpSpecification] = {
     _qc.convolution.default: OpSpecification({"x": _BYTE, "weight": _INT8, "bias": _INT32}, _INT32),
     _qc.linear.default: OpSpecification({"x": _BYTE, "weight": _INT8, "bias": _INT32}, _INT32),
+    _qc.matmul.default: OpSpecification({"a": _BYTE, "b": _BYTE}, _INT32),
     _qc.requantize.default: OpSpecification({"x": _INTEGER, **_FACTOR}, _INTEGER, {"form": _FORMS}),
     _qc.add.default: OpSpecification(
         {
@@ -102,6 +103,8 @@ _INTEGER_OPS: dict[Target, OpSpecification] = {
     ),
     _qc.multiply.default: OpSpecification({"a": _INTEGER, "b": _INTEGER}, _INT32),
     _qc.lookup.default: OpSpecification({"x": _BYTE, "table": _INTEGER}, _INTEGER),
+    _qc.softmax.default: OpSpecification({"x": _BYTE, "table": _INT32}, _INTEGER),
+    _qc.normalize.default: OpSpecification({"x": _INTEGER}, _INT32),
     _qc.clamp.default: OpSpecification({"x": _INTEGER}, _INTEGER),
     _qc.max_pool2d.default: OpSpecification({"x": _INTEGER}, _INTEGER),
     _qc.adaptive_max_pool2d.default: OpSpecification({"x": _INTEGER}, _INTEGER),

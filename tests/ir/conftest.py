@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from qcompiler import arithmetic
+from qcompiler.arithmetic.softmax import exponential_table
 from qcompiler.ir.builder import GraphBuilder
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.provenance import Provenance
@@ -94,13 +95,28 @@ class RandomProgram:
         factors = [self.choice.uniform(20, 150) / magnitude for magnitude in magnitudes]
         chosen = arithmetic.choose_residual(factors[0], magnitudes[0], factors[1], magnitudes[1])
         names = ("pre_shift_a", "multiplier_a", "pre_shift_b", "multiplier_b")
-        parameters = [self.constant(name, getattr(chosen, name)) for name in names]
+        sign = self.choice.choice([1, -1])
+        values = {name: getattr(chosen, name) * (sign if name == "multiplier_b" else 1) for name in names}
+        parameters = [self.constant(name, value) for name, value in values.items()]
         return self.call(qc.add.default, *operands, *parameters, chosen.shift, *zero_points, 3, -100, 127, 8, True)
 
     def multiply(self, x: fx.Node) -> fx.Node:
         x = self.to_bytes(x)
         gate = self.call(qc.adaptive_max_pool2d.default, x, [1, 1])
         return self.call(qc.multiply.default, x, gate, self.choice.randint(-5, 5), self.choice.randint(-5, 5))
+
+    def matmul(self, x: fx.Node) -> fx.Node:
+        x = self.to_bytes(x)
+        turned = self.call(aten.permute.default, x, [0, 1, 3, 2])
+        return self.call(qc.matmul.default, x, turned, self.choice.randint(-5, 5), self.choice.randint(-5, 5))
+
+    def softmax(self, x: fx.Node) -> fx.Node:
+        table = self.constant("table", arithmetic.exponential_table(self.choice.uniform(0.01, 0.5)))
+        return self.call(qc.softmax.default, self.to_bytes(x), table, self.choice.choice([4, 8]))
+
+    def normalize(self, x: fx.Node) -> fx.Node:
+        epsilon = self.choice.choice([0, 100, 1 << 40])
+        return self.call(qc.normalize.default, self.to_bytes(x), self.choice.randint(-5, 99), epsilon, self.choice.random() < 0.5)
 
     def lookup(self, x: fx.Node) -> fx.Node:
         x = self.to_bytes(x)
@@ -126,6 +142,18 @@ class RandomProgram:
 
     def dilate(self, x: fx.Node) -> fx.Node:
         return self.call(qc.dilate.default, x, [self.choice.randint(1, 2), 2], self.choice.randint(0, 9))
+
+    def matmul(self, x: fx.Node) -> fx.Node:
+        x = self.to_bytes(x)
+        transposed = self.call(aten.permute.default, x, [0, 1, 3, 2])
+        return self.call(qc.matmul.default, x, transposed, self.choice.randint(-9, 99), self.choice.randint(-9, 99))
+
+    def softmax(self, x: fx.Node) -> fx.Node:
+        table = self.constant("table", exponential_table(self.choice.uniform(0.01, 0.2)))
+        return self.call(qc.softmax.default, self.to_bytes(x), table, self.choice.choice([4, 8, 16]))
+
+    def normalize(self, x: fx.Node) -> fx.Node:
+        return self.call(qc.normalize.default, self.to_bytes(x), self.choice.randint(0, 50), 3, self.choice.random() < 0.5)
 
     def movement(self, x: fx.Node) -> fx.Node:
         channels, height, width = x.meta["val"].shape[1:]
@@ -153,7 +181,7 @@ class RandomProgram:
 
     def build(self, ops: int) -> Program:
         names = ["convolution", "add", "multiply", "lookup", "clamp", "max_pool2d", "sum_pool2d", "adaptive_sum_pool2d"]
-        names += ["adaptive_max_pool2d", "dilate", *["movement"] * 4]
+        names += ["adaptive_max_pool2d", "dilate", "matmul", "softmax", "normalize", *["movement"] * 4]
         x = self.x
         for _ in range(ops):
             x = getattr(self, self.choice.choice(names))(x)
