@@ -10,7 +10,6 @@ import torch
 from torch import fx
 
 from qcompiler import arithmetic
-from qcompiler.arithmetic.softmax import exponential_table
 from qcompiler.ir.builder import GraphBuilder
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.provenance import Provenance
@@ -142,18 +141,6 @@ class RandomProgram:
 
     def dilate(self, x: fx.Node) -> fx.Node:
         return self.call(qc.dilate.default, x, [self.choice.randint(1, 2), 2], self.choice.randint(0, 9))
-
-    def matmul(self, x: fx.Node) -> fx.Node:
-        x = self.to_bytes(x)
-        transposed = self.call(aten.permute.default, x, [0, 1, 3, 2])
-        return self.call(qc.matmul.default, x, transposed, self.choice.randint(-9, 99), self.choice.randint(-9, 99))
-
-    def softmax(self, x: fx.Node) -> fx.Node:
-        table = self.constant("table", exponential_table(self.choice.uniform(0.01, 0.2)))
-        return self.call(qc.softmax.default, self.to_bytes(x), table, self.choice.choice([4, 8, 16]))
-
-    def normalize(self, x: fx.Node) -> fx.Node:
-        return self.call(qc.normalize.default, self.to_bytes(x), self.choice.randint(0, 50), 3, self.choice.random() < 0.5)
 
     def movement(self, x: fx.Node) -> fx.Node:
         channels, height, width = x.meta["val"].shape[1:]
