@@ -2,19 +2,22 @@
 
 Back ends generate code for one sample and loop over the batch. That is right only if sample i of every value is a function of
 sample i of the inputs. The proof is by shapes. Call a value *batched* if it is computed from an input. By induction over the
-graph, sample i of a batched value depends on sample i alone, if every batched value has the symbolic batch as its dimension 0
-and nowhere else:
+graph, sample i of a batched value depends on sample i alone, if every batched value has the symbolic batch as one of its dimensions
+and nowhere else, that dimension is 0 for every input, output and operand of an op that computes, and whatever puts it elsewhere
+only moves data (a vision transformer permutes [batch, tokens, 3, heads, width] to [3, batch, heads, tokens, width] to split it):
 
 - a reduction, selection or slice over the batch gives a dimension 0 without the symbol; a concatenation gives a multiple of it;
-- a permutation or an addition of a leading dimension moves the symbol elsewhere; a broadcast of a vector of samples along
-  another dimension puts it there too; a matrix product of samples with samples has it twice;
-- a view between two such shapes keeps samples whole, because dimension 0 is the outermost of the memory order;
+- a broadcast of a vector of samples along another dimension puts the symbol there too; a matrix product of samples with samples
+  has it twice;
+- a view keeps samples whole if as many elements stand before the symbol as before it (none do where it is dimension 0);
 - the size of the batch itself is read by views only;
 - only ops that work along a dimension and keep its size are left; those are listed here with the dimension that they work along.
 """
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterator, Mapping
 
 import sympy
@@ -37,6 +40,32 @@ _WORKS_ALONG: Mapping[object, str] = {
     _aten.roll.default: "dims",
     _aten.glu.default: "dim",
 }
+
+# Ops that only move data, and may therefore have the batch in a dimension other than 0.
+_VIEWS = frozenset(
+    {
+        _aten.view.default,
+        _aten._unsafe_view.default,
+        _aten.reshape.default,
+        _aten.unsqueeze.default,
+        _aten.squeeze.dim,
+        _aten.squeeze.dims,
+        _aten.clone.default,
+        _aten.contiguous.default,
+    }
+)
+_MOVES = frozenset(
+    {
+        _aten.permute.default,
+        _aten.transpose.int,
+        _aten.select.int,
+        _aten.slice.Tensor,
+        _aten.unbind.int,
+        _aten.chunk.default,
+        _aten.split.Tensor,
+        operator.getitem,
+    }
+)
 
 # Ops that read the size of the batch only to give a value its shape; anywhere else a sample would depend on how many there are.
 _TAKES_SIZES = frozenset({_aten.view.default, _aten.reshape.default, _aten.expand.default, _aten._unsafe_view.default})
@@ -71,17 +100,19 @@ def check_independent_samples(program: Program) -> None:
                     f"{describe(node)} mixes the samples of a batch (dimension 0): keep the batch as dimension 0 throughout,"
                     " or capture with dynamic_batch=False"
                 )
-    _check_outputs(program, batched)
+    _check_outputs(program, batched, symbol)
 
 
 def _is_size(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), torch.SymInt)
 
 
-def _check_outputs(program: Program, batched: set[fx.Node]) -> None:
+def _check_outputs(program: Program, batched: set[fx.Node], batch: sympy.Expr) -> None:
     outputs = program.graph.output_node().args[0]
     assert isinstance(outputs, tuple)  # the convention of a program
     for spec, node in zip(program.outputs, outputs, strict=True):
+        if node in batched and _batch_dimension(node.meta["val"], batch) != 0:
+            raise CaptureError(f"output '{spec.name}' has the batch elsewhere than in dimension 0: permute it back in the model")
         if node not in batched:
             raise CaptureError(f"output '{spec.name}' does not depend on the inputs: leave it out, or capture with dynamic_batch=False")
 
@@ -89,8 +120,13 @@ def _check_outputs(program: Program, batched: set[fx.Node]) -> None:
 def _keeps_samples(node: fx.Node, symbol: sympy.Expr) -> bool:
     if any(_is_size(source) for source in node.all_input_nodes) and node.target not in _TAKES_SIZES:
         return False
-    if not all(_batch_leads(value, symbol) for value in _tensors(node.meta["val"])):
+    positions = {_batch_dimension(value, symbol) for value in _tensors(node.meta["val"])}
+    if None in positions:
         return False
+    operands = (source.meta["val"] for source in node.all_input_nodes if not _is_size(source))
+    positions |= {_batch_dimension(value, symbol) for operand in operands for value in _tensors(operand)} - {None}
+    if positions != {0}:
+        return node.target in _MOVES or (node.target in _VIEWS and _same_prefix(node, symbol))
     name = _WORKS_ALONG.get(node.target)
     if name is None:
         return True
@@ -99,12 +135,18 @@ def _keeps_samples(node: fx.Node, symbol: sympy.Expr) -> bool:
     return bool(dims != []) and all(dim % rank != 0 for dim in (dims if isinstance(dims, list | tuple) else [dims]))
 
 
-def _batch_leads(value: torch.Tensor, symbol: sympy.Expr) -> bool:
-    """Whether the shape is [symbol, number, number, …]."""
-    sizes = list(value.shape)
-    if not sizes or not isinstance(sizes[0], torch.SymInt):
-        return False
-    return bool(sizes[0].node.expr == symbol) and all(isinstance(size, int) for size in sizes[1:])
+def _batch_dimension(value: torch.Tensor, symbol: sympy.Expr) -> int | None:
+    """Which dimension the symbol is, if it is one and all the others are numbers."""
+    symbolic = [position for position, size in enumerate(value.shape) if isinstance(size, torch.SymInt)]
+    if len(symbolic) != 1 or value.shape[symbolic[0]].node.expr != symbol:  # type: ignore[attr-defined]  # a SymInt
+        return None
+    return symbolic[0]
+
+
+def _same_prefix(node: fx.Node, symbol: sympy.Expr) -> bool:
+    """Whether a view has as many elements before the batch as its operand."""
+    before, after = (value.shape[: _batch_dimension(value, symbol)] for value in (node.args[0].meta["val"], node.meta["val"]))  # type: ignore[union-attr]
+    return bool(math.prod(before) == math.prod(after))
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:

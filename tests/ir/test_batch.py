@@ -29,6 +29,9 @@ def program(*calls: tuple[object, ...], shape: tuple[int | None, ...] = (None, 4
         [(_aten.mean.dim, [2], True)],
         [(_aten.permute.default, [0, 2, 1]), (_aten.reshape.default, [-1, 24])],
         [(_aten.flip.default, [1, -1])],
+        [(_aten.permute.default, [1, 0, 2]), (_aten.permute.default, [1, 0, 2])],
+        [(_aten.permute.default, [2, 0, 1]), (_aten.reshape.default, [2, 3, -1, 4]), (_aten.select.int, 0, 1), (_aten.select.int, 0, 0)],
+        [(_aten.unsqueeze.default, 0), (_aten.squeeze.dims, [0])],
         [(_aten.slice.Tensor, 1, 0, 2), (_aten.constant_pad_nd.default, [1, 1], 0.0)],
     ],
 )
@@ -40,18 +43,23 @@ def test_independent(calls: list[tuple[object, ...]]) -> None:
     "calls",
     [
         [(_aten.mean.dim, [0], True)],
-        [(_aten.permute.default, [1, 0, 2])],
-        [(_aten.permute.default, [1, 0, 2]), (_aten.permute.default, [1, 0, 2])],
+        [(_aten.permute.default, [1, 0, 2]), (_aten.relu.default,)],
+        [(_aten.permute.default, [1, 0, 2]), (_aten.reshape.default, [-1, 24])],
+        [(_aten.permute.default, [1, 0, 2]), (_aten.select.int, 1, 0)],
         [(_aten.reshape.default, [-1, 6])],
         [(_aten.slice.Tensor, 0, 0, 1)],
         [(_aten.select.int, 0, 0)],
-        [(_aten.unsqueeze.default, 0)],
         [(_aten.flip.default, [-3])],
     ],
 )
 def test_dependent(calls: list[tuple[object, ...]]) -> None:
     with pytest.raises(CaptureError, match="mixes the samples of a batch"):
         check_independent_samples(program(*calls))
+
+
+def test_outputs_lead_with_the_batch() -> None:
+    with pytest.raises(CaptureError, match="output 'y' has the batch elsewhere"):
+        check_independent_samples(program((_aten.unsqueeze.default, 0)))
 
 
 def test_fixed_batch_needs_no_proof() -> None:
