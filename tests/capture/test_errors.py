@@ -104,11 +104,11 @@ def test_what_cannot_be_traced(function: Callable[[Tensor], object], parts: list
     [
         lambda x: x - x.mean(0, keepdim=True),
         lambda x: torch.cat([x, x], 0),
-        lambda x: x.t(),
+        lambda x: x.t().relu(),
         lambda x: x[0],
         lambda x: x.flip(0),
         lambda x: x.reshape(-1, 2),
-        lambda x: x.unsqueeze(0),
+        lambda x: x.unsqueeze(0).relu(),
         lambda x: x / x.shape[0],
         lambda x: x @ x.t(),
     ],
