@@ -1,13 +1,14 @@
 """Depthwise convolutions: lanes are channels.
 
 Per input column, the rows of a dot product are interleaved so that each 32-bit lane holds consecutive taps of one channel: four bytes
-for vpdpbusd, two 16-bit numbers for vpmaddwd. That is done once a column and used by every output whose kernel covers it: by all
-kernel columns, and by the output rows of the tile. The interleaving leaves the channels in the order that the epilogue's packs undo.
+for vpdpbusd, two 16-bit numbers for vpmaddwd. A strip of columns is interleaved into memory that stays in the first-level cache, and
+used by every output whose kernel covers it: by all kernel columns, and by the output rows of the tile. The interleaving leaves the
+channels in the order that the epilogue's packs undo.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
@@ -43,69 +44,91 @@ class _DepthwiseKernel:
         self._epilogue = Epilogue(kernel, buffers, permutes_bytes=self._is_wide)
 
     def emit(self) -> None:
-        """A parallel loop over rows of tiles; within one, columns, then chunks of channels."""
+        """A parallel loop over rows of tiles and chunks of channels."""
         full_rows, rest_rows = divmod(self._kernel.output.height, self._layout.rows)
-        with e.parallel(full_rows + bool(rest_rows)) as row:
-            e.branches(row, full_rows, bool(rest_rows), lambda last: self._row(row, rest_rows if last else self._layout.rows))
+        chunk_count = len(self._layout.chunks)
+        with e.parallel((full_rows + bool(rest_rows)) * chunk_count) as task:
+            number, row = T.Bind(task % chunk_count), T.Bind(task // chunk_count)
+            self._choose_chunk(
+                self._layout.chunks,
+                number,
+                lambda chunk, offset: e.branches(
+                    row,
+                    full_rows,
+                    bool(rest_rows),
+                    lambda last: self._row(chunk, offset, T.Bind(row * self._layout.rows), rest_rows if last else self._layout.rows),
+                ),
+            )
 
-    def _row(self, row: Expr, rows: int) -> None:
-        full, rest = divmod(self._kernel.output.width, self._layout.columns)
-        first_row = T.Bind(row * self._layout.rows)
-        with T.serial(0, full) as column:
-            self._columns(first_row, rows, T.Bind(column * self._layout.columns), self._layout.columns)
-        if rest:
-            self._columns(first_row, rows, T.IntImm("int32", full * self._layout.columns), rest)
-
-    def _columns(self, first_row: Expr, rows: int, first_column: Expr, columns: int) -> None:
+    def _choose_chunk(self, chunks: Sequence[Chunk], number: Expr, emit: Callable[[Chunk, Expr], None]) -> None:
         """Chunks of the same width and fullness share their code."""
-        chunks = self._layout.chunks
-        start = 0
-        while start < len(chunks):
-            same = [chunk for chunk in chunks[start:] if (chunk.lanes, chunk.valid) == (chunks[start].lanes, chunks[start].valid)]
-            with T.serial(0, len(same)) as index:
-                offset = T.Bind(chunks[start].offset + index * chunks[start].channels)
-                self._tile(chunks[start], offset, first_row, rows, first_column, columns)
-            start += len(same)
+        alike = [chunk for chunk in chunks if (chunk.lanes, chunk.valid) == (chunks[0].lanes, chunks[0].valid)]
 
-    def _tile(self, chunk: Chunk, offset: Expr, first_row: Expr, rows: int, first_column: Expr, columns: int) -> None:
-        """Sums of a tile; a chunk's parameters start where its channels do."""
-        bias = [e.load(self._buffers["bias"], offset + index * chunk.lanes, chunk.lanes) for index in range(_VECTORS)]
-        sums = e.Sums([bias[index] for _ in range(rows * columns) for index in range(_VECTORS)])
-        self._multiply(sums, chunk, offset, first_row, rows, first_column, columns)
-        for pixel in range(rows * columns):
-            row, column = divmod(pixel, columns)
-            place = Place(first_row + row, first_column + column, offset, offset)
-            self._epilogue.store([sums[pixel * _VECTORS + index] for index in range(_VECTORS)], chunk, place)
+        def emit_one(is_other: bool) -> None:
+            if is_other:
+                self._choose_chunk(chunks[len(alike) :], T.Bind(number - len(alike)), emit)
+            else:
+                emit(alike[0], T.Bind(alike[0].offset + number * alike[0].channels))
 
-    def _multiply(self, sums: e.Sums, chunk: Chunk, offset: Expr, first_row: Expr, rows: int, first_column: Expr, columns: int) -> None:
+        e.branches(number, len(alike), len(alike) < len(chunks), emit_one)
+
+    def _row(self, chunk: Chunk, offset: Expr, first_row: Expr, rows: int) -> None:
+        """Strips of a row: the interleaved columns of one, then its tiles."""
+        layout, width = self._layout, self._kernel.output.width
+        columns = T.alloc_buffer((layout.strip_inputs * layout.column_taps * chunk.channels,), layout.weights.dtype, scope="local")
+        strips = -(-width // layout.strip)
+        rest = width % layout.columns
+        with T.serial(0, strips) as strip:
+            first = T.Bind(strip * layout.strip)
+            count = T.Bind(T.min(width - first, layout.strip))
+            self._interleave_columns(columns, chunk, offset, first_row, rows, first, count)
+            with T.serial(0, count // layout.columns) as tile:
+                self._tile(columns, chunk, offset, first_row, rows, first, T.Bind(tile * layout.columns), layout.columns)
+            if rest:
+                with T.If(strip == strips - 1), T.Then():
+                    self._tile(columns, chunk, offset, first_row, rows, first, T.Bind(count - rest), rest)
+
+    def _interleave_columns(
+        self, columns: Buffer, chunk: Chunk, offset: Expr, first_row: Expr, rows: int, first: Expr, count: Expr
+    ) -> None:
+        """All input columns that ``count`` output columns from ``first`` take: [column][dot product][vector]."""
         kernel, layout = self._kernel, self._layout
         (stride_y, stride_x), (top, left) = kernel.stride, kernel.padding
-        corner = T.Bind(position(kernel.input, first_row * stride_y - top, first_column * stride_x - left) + offset)
-        vector = chunk.lanes * layout.instructions.depthwise_taps
-        weights = T.Bind(offset * (layout.chunk_taps * layout.instructions.depthwise_taps))
-        for product, input_rows in enumerate(layout.slots):
-            for input_column, uses in self._columns_in_use(columns):
-                at = [
-                    corner + self._valid_row(input_row, rows) * kernel.input.row_stride + input_column * kernel.input.channels
-                    for input_row in input_rows
-                ]
-                taps = self._interleaved(at, chunk.lanes)
-                for output_column, kernel_column in uses:
-                    for row in range(rows):
-                        group = ((product * kernel.kernel[1] + kernel_column) * layout.rows + row) * _VECTORS
-                        for index, tap in enumerate(taps):
-                            column = e.load(self._buffers["weights"], weights + (group + index) * vector, vector)
-                            total = (row * columns + output_column) * _VECTORS + index
-                            sums[total] = self._dot(sums[total], tap, column)
+        corner = T.Bind(position(kernel.input, first_row * stride_y - top, first * stride_x - left) + offset)
+        size = chunk.lanes * layout.instructions.depthwise_taps
+        with T.serial(0, (count - 1) * stride_x + layout.reach) as column:
+            for product, input_rows in enumerate(layout.slots):
+                start = corner + column * kernel.input.channels
+                taps = self._interleaved([start + self._valid_row(row, rows) * kernel.input.row_stride for row in input_rows], chunk.lanes)
+                for index, tap in enumerate(taps):
+                    e.store(columns, column * (layout.column_taps * chunk.channels) + (product * _VECTORS + index) * size, tap)
 
-    def _columns_in_use(self, columns: int) -> list[tuple[int, list[tuple[int, int]]]]:
-        """Input columns of a tile, each with the (output column, kernel column) pairs that take it."""
-        uses: dict[int, list[tuple[int, int]]] = {}
-        for output_column in range(columns):
-            for kernel_column in range(self._kernel.kernel[1]):
-                at = output_column * self._kernel.stride[1] + kernel_column * self._kernel.dilation[1]
-                uses.setdefault(at, []).append((output_column, kernel_column))
-        return sorted(uses.items())
+    def _tile(self, columns: Buffer, chunk: Chunk, offset: Expr, first_row: Expr, rows: int, first: Expr, at: Expr, count: int) -> None:
+        """``rows`` by ``count`` outputs, ``at`` columns into a strip; a chunk's parameters start where its channels do."""
+        bias = [e.load(self._buffers["bias"], offset + index * chunk.lanes, chunk.lanes) for index in range(_VECTORS)]
+        sums = e.Sums([bias[index] for _ in range(rows * count) for index in range(_VECTORS)])
+        self._multiply(sums, columns, chunk, offset, rows, at, count)
+        for pixel in range(rows * count):
+            row, column = divmod(pixel, count)
+            place = Place(first_row + row, first + at + column, offset, offset)
+            self._epilogue.store([sums[pixel * _VECTORS + index] for index in range(_VECTORS)], chunk, place)
+
+    def _multiply(self, sums: e.Sums, columns: Buffer, chunk: Chunk, offset: Expr, rows: int, at: Expr, count: int) -> None:
+        """Loops, not unrolled code, over dot products and kernel columns: LLVM would keep all weights in registers that there are not."""
+        kernel, layout = self._kernel, self._layout
+        depth = layout.instructions.depthwise_taps
+        size, column_size = chunk.lanes * depth, layout.column_taps * chunk.channels
+        with T.serial(0, len(layout.slots)) as product, T.serial(0, kernel.kernel[1]) as kernel_column:
+            start = T.Bind((at * kernel.stride[1] + kernel_column * kernel.dilation[1]) * column_size + product * (_VECTORS * size))
+            group = T.Bind((product * kernel.kernel[1] + kernel_column) * (layout.rows * _VECTORS * size))
+            weights = T.Bind(offset * (layout.chunk_taps * depth) + group)
+            for index in range(_VECTORS):
+                taps = [e.load(columns, start + column * (kernel.stride[1] * column_size) + index * size, size) for column in range(count)]
+                for row in range(rows):
+                    factor = e.load(self._buffers["weights"], weights + (row * _VECTORS + index) * size, size)
+                    for column, tap in enumerate(taps):
+                        total = (row * count + column) * _VECTORS + index
+                        sums[total] = self._dot(sums[total], tap, factor)
 
     def _valid_row(self, input_row: int, rows: int) -> int:
         """A row that only the missing output rows of the last tile need may lie outside the map: its weights are zero, read another."""
@@ -119,7 +142,7 @@ class _DepthwiseKernel:
         if not self._is_wide:
             widened = [[self._widen(row, half) for half in (0, 1)] for row in loaded]
             return [e.interleave(widened[0][half], widened[1][half], quarter) for half in (0, 1) for quarter in (0, 1)]
-        pairs = [[e.reinterpret(e.interleave(*loaded[i : i + 2], half), "int16") for half in (0, 1)] for i in (0, 2)]
+        pairs = [[e.reinterpret(e.interleave(loaded[i], loaded[i + 1], half), "int16") for half in (0, 1)] for i in (0, 2)]
         return [e.reinterpret(e.interleave(pairs[0][half], pairs[1][half], quarter), "int8") for half in (0, 1) for quarter in (0, 1)]
 
     def _load(self, offset: Expr, count: int) -> Expr:
@@ -138,6 +161,4 @@ class _DepthwiseKernel:
         return T.Bind(T.shift_right(high, e.constant(8, "int16", count // 2)))
 
     def _dot(self, total: Expr, taps: Expr, weights: Expr) -> Expr:
-        if self._is_wide:
-            return e.dot_bytes(total, taps, weights)
-        return e.dot_words(total, e.reinterpret(taps, "int16"), weights)
+        return (e.dot_bytes if self._is_wide else e.dot_words)(total, taps, weights)

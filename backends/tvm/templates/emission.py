@@ -32,18 +32,17 @@ _DOT_BYTES = {512: "avx512.vpdpbusd.512", 256: "avx512.vpdpbusd.256", 128: "avx5
 
 def function(parameters: Sequence[Parameter], body: Callable[[list[Buffer]], None]) -> tirx.PrimFunc:
     """A function of raw pointers whose body is what ``body`` emits, given the buffers behind them."""
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name("kernel")
-            T.func_attr({"tirx.noalias": True})
-            pointers = [T.arg(parameter.name, T.handle(parameter.dtype)) for parameter in parameters]
-            # Of alignment nothing is claimed: unaligned moves of aligned data cost nothing.
-            body(
-                [
-                    T.decl_buffer((parameter.size,), parameter.dtype, data=pointer, align=1)
-                    for pointer, parameter in zip(pointers, parameters, strict=True)
-                ]
-            )
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("kernel")
+        T.func_attr({"tirx.noalias": True})
+        pointers = [T.arg(parameter.name, T.handle(parameter.dtype)) for parameter in parameters]
+        # Of alignment nothing is claimed: unaligned moves of aligned data cost nothing.
+        body(
+            [
+                T.decl_buffer((parameter.size,), parameter.dtype, data=pointer, align=1)
+                for pointer, parameter in zip(pointers, parameters, strict=True)
+            ]
+        )
     return builder.get()
 
 

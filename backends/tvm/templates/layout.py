@@ -13,7 +13,7 @@ into their natural order for free (``Chunk.accumulator_order``).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
@@ -26,6 +26,7 @@ from qcompiler.errors import TargetError
 LATENCY = 4  # cycles until an accumulator can be added to again
 LONGEST_PANEL = 8  # vectors
 AMX_PANEL = 4  # vectors: one tile of inputs meets four of weights
+STRIP_BYTES = 8192  # of interleaved inputs of a depthwise kernel
 SHORT_ROW = 16  # rows of the map up to this width may share a register tile
 
 
@@ -40,14 +41,15 @@ class InstructionSet:
     weights_in_registers: bool  # else they are memory operands
     broadcast_cost: int  # instructions that bring the inputs of a step from one pixel into all lanes
     product_cost: int  # instructions that multiply them with one vector of weights and accumulate
+    weight_cost: int  # instructions to fetch a vector of weights that do not overlap with the others
     depthwise_taps: int  # that one dot product takes
     depthwise_sums: int  # registers for a depthwise tile
 
 
 INSTRUCTION_SETS = {
-    "x86-64-v3": InstructionSet("x86-64-v3", 8, 4, 12, False, 3, 4, 2, 8),
-    "x86-64-vnni": InstructionSet("x86-64-vnni", 16, 4, 31, True, 1, 1, 4, 24),
-    "x86-64-amx": InstructionSet("x86-64-amx", 16, 64, 31, True, 1, 1, 4, 24),
+    "x86-64-v3": InstructionSet("x86-64-v3", 8, 4, 12, False, 3, 4, 3, 2, 8),
+    "x86-64-vnni": InstructionSet("x86-64-vnni", 16, 4, 31, True, 1, 1, 0, 4, 24),
+    "x86-64-amx": InstructionSet("x86-64-amx", 16, 64, 31, True, 1, 1, 0, 4, 24),
 }
 
 
@@ -291,6 +293,7 @@ def _cost(layout: MatrixLayout, tile: Tile, height: int, width: int) -> int:
             for vectors, panel_count in _pieces(layout.vectors, tile.vectors):
                 pixels = rows * columns
                 arithmetic = pixels * vectors * instructions.product_cost + pixels * (instructions.broadcast_cost - 1)
+                arithmetic += vectors * instructions.weight_cost
                 cycles = max(arithmetic, pixels + vectors, LATENCY) + 1
                 total += row_count * column_count * panel_count * cycles
     return total
@@ -330,6 +333,27 @@ class DepthwiseLayout:
         channels = self.chunks[-1].offset + self.chunks[-1].channels
         size = channels * self.chunk_taps * self.instructions.depthwise_taps
         return Parameter("weights", "int16" if self.instructions.name == "x86-64-v3" else "int8", size)
+
+    @property
+    def reach(self) -> int:
+        """Input columns that one output column takes, first to last."""
+        return (self.kernel[1] - 1) * self.dilation[1] + 1
+
+    @property
+    def column_taps(self) -> int:
+        """Taps of an interleaved input column, for each channel."""
+        return len(self.slots) * self.instructions.depthwise_taps
+
+    @property
+    def strip(self) -> int:
+        """Output columns, whole tiles, whose interleaved inputs fill STRIP_BYTES."""
+        bytes_per_column = self.stride[1] * self.column_taps * 4 * self.instructions.lanes * np.dtype(self.weights.dtype).itemsize
+        return max(1, STRIP_BYTES // (bytes_per_column * self.columns)) * self.columns
+
+    @property
+    def strip_inputs(self) -> int:
+        """Input columns of a strip."""
+        return (self.strip - 1) * self.stride[1] + self.reach
 
     @property
     def chunk_taps(self) -> int:

@@ -55,7 +55,7 @@ class Case:
 
 
 def make_case(kernel: ConvolutionKernel, seed: int = 0) -> Case:
-    """Random weights and maps; multipliers in the ranges that ``qcompiler.arithmetic`` documents, so that outputs spread over their range."""
+    """Random weights and maps; multipliers in the ranges that ``qcompiler.arithmetic`` documents, chosen so that outputs vary."""
     generator = np.random.default_rng(seed)
     outputs, inputs = kernel.output.channels, kernel.input.channels // kernel.groups
     constants: dict[str, Array] = {
