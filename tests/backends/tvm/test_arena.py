@@ -15,7 +15,7 @@ def test_values_alive_together_do_not_overlap(items: list[tuple[int, int, int]])
     total = place(lifetimes)
     for lifetime in lifetimes:
         storage = lifetime.storage
-        assert storage.offset % 64 == 0 and SLACK <= storage.offset and storage.offset + storage.size <= total - SLACK
+        assert storage.offset % 64 == 0 and storage.offset >= SLACK and storage.offset + storage.size <= total - SLACK
         for other in lifetimes:
             if other is not lifetime and other.overlaps(lifetime):
                 assert storage.offset + storage.size <= other.storage.offset or other.storage.offset + other.storage.size <= storage.offset
