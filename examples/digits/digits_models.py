@@ -45,7 +45,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
         split = self.query_key_value(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = (part.transpose(1, 2) for part in split.unbind(2))
         weights = torch.softmax(query @ key.transpose(-2, -1) * self.scale, dim=-1)
         return self.projection((weights @ value).transpose(1, 2).reshape(batch, tokens, width))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from rich.console import Console
 
 import qcompiler as qc
 from digits_models import NETWORKS, Digits, load_data, load_network
@@ -41,7 +40,7 @@ def main() -> None:
     """Evaluate every network of the example."""
     data = load_data()
     for name in NETWORKS:
-        Console().print(evaluate(name, data), highlight=False, soft_wrap=True)
+        print(evaluate(name, data))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The committed weights of the digits example keep their accuracy."""
+"""The committed weights of the digits example keep their accuracy, as floats and as integers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from digits_models import Digits, load_data, load_network
+from evaluate import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +24,16 @@ def test_float_accuracy_of_the_committed_weights(digits: Digits, name: str, corr
     with torch.inference_mode():
         hits = int((load_network(name)(digits.test_images).argmax(1) == digits.test_labels).sum())
     assert abs(hits - correct) <= 1, "rounding of another machine's floats moves one borderline digit at most"
+
+
+def test_the_integer_cnn_agrees_with_float_and_with_its_compiled_code(digits: Digits) -> None:
+    line = evaluate("cnn", digits)
+    agreeing = int(line.split("; ")[1].split()[0])
+    assert agreeing >= 395, line
+    assert line.endswith("compiled code equals the reference: yes")
+
+
+def test_what_cannot_be_compiled_yet_is_said_in_the_compilers_own_words(digits: Digits) -> None:
+    line = evaluate("vit", digits)
+    assert line.startswith("vit: float 97.23%; not compiled: ")
+    assert "'layer_norm' (aten.layer_norm.default) at digits_models.py:" in line
