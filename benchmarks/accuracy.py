@@ -62,6 +62,7 @@ class Accuracy:
 
 
 def cifar_task(depth: int, assets: Path) -> Task:
+    """ResNet-20 or ResNet-56."""
     load = {20: resnet_cifar.load_resnet20, 56: resnet_cifar.load_resnet56}[depth]
     calibration = np.load(assets / "cifar10" / "cifar10_calibration_lossless.npz")["images"]
     measured = tuple(
@@ -73,6 +74,7 @@ def cifar_task(depth: int, assets: Path) -> Task:
 
 
 def imagenet_task(assets: Path) -> Task:
+    """EfficientNet-Lite0."""
     pixels, labels = imagenet_images(assets / "imagenet_sample" / "imagenet_sample_224.tar")
     calibrates = torch.arange(len(labels)) % 5 == 0
     measured = Images("800 ImageNet crops", pixels[~calibrates], labels[~calibrates])

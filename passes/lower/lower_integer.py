@@ -14,7 +14,7 @@ from qcompiler.ir import edit, elementwise, ranges
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.provenance import describe
 from qcompiler.ir.types import IntegerType, QuantizedType, Stage
-from qcompiler.passes.lower import activations, arithmetic_ops, layers, movement, pooling
+from qcompiler.passes.lower import activations, arithmetic_ops, attention, layers, movement, pooling
 from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Unrounded, Value
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult, Promise
 
@@ -24,6 +24,7 @@ LOWERINGS: Mapping[object, LoweringFunction] = {
     **layers.LOWERINGS,
     **arithmetic_ops.LOWERINGS,
     **activations.LOWERINGS,
+    **attention.LOWERINGS,
     **pooling.LOWERINGS,
     **movement.LOWERINGS,
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import fx
 
 from qcompiler.arithmetic.pooling import adaptive_windows
+from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
 from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Value, sizes_along, unsupported
 
@@ -29,6 +31,14 @@ def adaptive_max_pool(lowering: Lowering, node: fx.Node) -> Value:
     x = lowering.integers(argument(node, "self"))
     pooled = lowering.call(_qc.adaptive_max_pool2d.default, x.node, _pair(argument(node, "output_size")), name=f"{node.name}_integers")
     return _same_parameters(x, pooled)
+
+
+def item(lowering: Lowering, node: fx.Node) -> Value:
+    """The maxima that ``adaptive_max_pool2d`` gives beside their positions."""
+    source = node.args[0]
+    if not edit.is_call(source, _aten.adaptive_max_pool2d.default) or node.args[1] != 0:
+        raise unsupported(node, "it is not the values of adaptive max pooling", "use the first result alone")
+    return lowering.integers(source)
 
 
 def maximum_over_positions(lowering: Lowering, node: fx.Node) -> Value:
@@ -81,6 +91,7 @@ def total(lowering: Lowering, node: fx.Node) -> Value:
 LOWERINGS: dict[object, LoweringFunction] = {
     _aten.max_pool2d.default: max_pool,
     _aten.adaptive_max_pool2d.default: adaptive_max_pool,
+    operator.getitem: item,
     _aten.amax.default: maximum_over_positions,
     _aten.avg_pool2d.default: average_pool,
     _aten.adaptive_avg_pool2d.default: adaptive_average_pool,

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from qcompiler.passes.quantize.rules import ADDABLE, SUMS, WEIGHT_AXIS, Role, role_of
+from qcompiler.passes.quantize.rules import ADDABLE, SUMS, WEIGHT_AXIS, Role, moved_value, role_of
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ def _may_stay(operand: fx.Node, user: fx.Node) -> bool:
 
 def _parent(node: fx.Node, internal: set[fx.Node]) -> fx.Node:
     role = role_of(node)
-    source = node.args[0] if node.args else None
-    shares = role is Role.MOVE or (role is Role.CLAMP and source not in internal)
-    return source if shares and isinstance(source, fx.Node) and is_float_value(source) else node
+    shares = role is Role.MOVE or (role is Role.CLAMP and node.args[0] not in internal)
+    source = moved_value(node) if shares else None
+    return source if source is not None and is_float_value(source) else node
 
 
 def _join_concatenations(rounded: list[fx.Node], parent: dict[fx.Node, fx.Node]) -> None:

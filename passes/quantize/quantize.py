@@ -14,11 +14,11 @@ from qcompiler.errors import CalibrationError
 from qcompiler.ir import edit
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
-from qcompiler.ir.types import IntegerType, QuantizedType, Stage
+from qcompiler.ir.types import IntegerType, QuantizedType, Stage, probability_type
 from qcompiler.passes.quantize.grouping import ValueGroups, group_values
 from qcompiler.passes.quantize.insertion import insert_rounding, replace_operand
 from qcompiler.passes.quantize.parameters import accumulator_type, activation_type, quantize_constant, quantize_weight
-from qcompiler.passes.quantize.rules import WEIGHT_AXIS, role_of
+from qcompiler.passes.quantize.rules import CONSUMES_CONSTANTS, WEIGHT_AXIS, role_of
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult, Promise
 
 _aten = torch.ops.aten
@@ -78,6 +78,9 @@ class Quantize(Pass):
         integer = IntegerType(self.a, signed=self.symmetric)
         decided: dict[fx.Node, QuantizedType] = {}
         for node in dict.fromkeys(groups.representative.values()):
+            if node.target is _aten.softmax.int:
+                decided[node] = probability_type(self.a)
+                continue
             observation = context.statistics.get(node.name)
             if observation is None:
                 raise CalibrationError(f"no statistics of {describe(node)}: give calibration data")
@@ -112,8 +115,8 @@ class Quantize(Pass):
 
 
 def _constant_operands(node: fx.Node) -> list[fx.Node]:
-    """Float constants among the values that an op adds, multiplies or concatenates (the slopes of prelu go into a table)."""
-    if node.target is _aten.prelu.default:
+    """Float constants among the values that an op adds, multiplies or concatenates."""
+    if node.target in CONSUMES_CONSTANTS:
         return []
     return [operand for operand in node.all_input_nodes if operand.op == "get_attr" and operand.meta["val"].is_floating_point()]
 
