@@ -96,3 +96,9 @@ class QuantizedType:
 
     def with_range(self, low: int, high: int) -> QuantizedType:
         return replace(self, range=IntegerRange(low, high))
+
+
+def probability_type(bits: int) -> QuantizedType:
+    """What the results of ``qc::softmax`` with ``bits`` bits mean: unsigned, and the largest integer is 1."""
+    scale = torch.tensor(1.0 / ((1 << bits) - 1), dtype=torch.float32)
+    return QuantizedType(IntegerType(bits, signed=False), (float(scale),))
