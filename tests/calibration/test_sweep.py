@@ -88,15 +88,15 @@ PEAK = textwrap.dedent(
     torch.set_num_threads(1)
     from torch import nn
     from qcompiler.calibration.data import CalibrationData
-    from qcompiler.calibration.statistics import ObserverSpec, StatisticRequest
+    from qcompiler.calibration.statistics import OBSERVER_KINDS, ObserverSpec, StatisticRequest
     from qcompiler.calibration.sweep import collect
     from qcompiler.capture import capture
 
     {model}
     program = capture(model, torch.zeros(1, 3, 32, 32))
-    kinds = ("min-max", "percentile", "mse", "entropy", "moving-average")
     values = [node.name for node in program.graph.nodes if node.op == "call_function" and node.meta["val"].dim() == 4]
-    requests = [StatisticRequest(name, ObserverSpec(kinds[i % 5], axis=1 if i % 2 else None)) for i, name in enumerate(values)]
+    requests = [StatisticRequest(name, ObserverSpec("mse")) for name in values]
+    requests += [StatisticRequest(values[0], ObserverSpec(kind, axis=1)) for kind in OBSERVER_KINDS]
     images = (torch.randn(min(10, {count} - start), 3, 32, 32) for start in range(0, {count}, 10))
     collect(program, requests, CalibrationData(images, program.inputs))
     # Of this program alone: ru_maxrss would count the process that started it too.

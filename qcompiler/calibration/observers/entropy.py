@@ -22,13 +22,27 @@ class EntropyObserver(HistogramObserver):
     def _search(self, histogram: Histogram, channel: int) -> tuple[float, float]:
         low, high = min(float(histogram.low[channel]), 0.0), max(float(histogram.high[channel]), 0.0)
         groups = 1 << (self.spec.bits - 1 if self.spec.symmetric else self.spec.bits)
-        counts, edges = histogram.counts[channel].numpy(), histogram.edges(channel)
+        counts, edges = _without_spike(histogram.counts[channel].numpy(), -int(histogram.first[channel])), histogram.edges(channel)
         best, best_divergence = (low, high), np.inf
         for start, stop in _windows(counts, edges, groups):
             divergence = window_divergence(counts, start, stop, groups)
             if divergence < best_divergence:
                 best, best_divergence = (max(low, min(edges[start], 0.0)), min(high, max(edges[stop], 0.0))), divergence
         return float(best[0]), float(best[1])
+
+
+def _without_spike(counts: NDArray[np.int64], zero_bin: int) -> NDArray[np.int64]:
+    """The bin that starts at zero, cut down to its higher neighbour.
+
+    A rectifier puts half of all values at exactly zero, which every range represents. Spread over a group, that spike alone would make the
+    divergence, and the narrowest range would win (NVIDIA's pytorch-quantization treats it likewise).
+    """
+    if not 0 <= zero_bin < len(counts):
+        return counts
+    cut = counts.copy()
+    neighbours = counts[[bin_number for bin_number in (zero_bin - 1, zero_bin + 1) if 0 <= bin_number < len(counts)]]
+    cut[zero_bin] = min(counts[zero_bin], max(1, neighbours.max()))
+    return cut
 
 
 def _windows(counts: NDArray[np.int64], edges: NDArray[np.float64], groups: int) -> list[tuple[int, int]]:

@@ -150,6 +150,13 @@ def test_entropy_cuts_what_costs_resolution() -> None:
     assert observe(DISTRIBUTIONS["relu"], ObserverSpec("entropy")).low == (0.0,)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_entropy_is_not_led_astray_by_the_zeros_of_a_rectifier(symmetric: bool) -> None:
+    values = DISTRIBUTIONS["relu"]
+    high = observe(values, ObserverSpec("entropy", symmetric=symmetric)).high[0]
+    assert high > 0.7 * float(values.max())
+
+
 @pytest.mark.parametrize("kind", OBSERVER_KINDS)
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_all_observers_stay_inside_what_was_seen(kind: ObserverKind, symmetric: bool) -> None:
