@@ -67,12 +67,15 @@ class Quantize(Pass):
         types = self._rounded_types(groups, context)
         for node in list(graph.nodes):
             self._quantize_constants(node, types)
+        for node in reversed(graph.nodes):
+            if node in groups.internal and node not in types:  # it is seen only by its reader, which is rounded
+                types[node] = types[next(iter(node.users))]
         for node, quantized in types.items():
             node.meta["quantized"] = quantized
             if node in groups.representative:
                 insert_rounding(node, quantized, self.name)
         edit.erase_dead(result)
-        return PassResult(result, modified=True, notes=tuple(_notes(groups, types)))
+        return PassResult(result, modified=True, notes=tuple(_notes(groups)))
 
     def _rounded_types(self, groups: ValueGroups, context: PassContext) -> dict[fx.Node, QuantizedType]:
         integer = IntegerType(self.a, signed=self.symmetric)
@@ -121,7 +124,6 @@ def _constant_operands(node: fx.Node) -> list[fx.Node]:
     return [operand for operand in node.all_input_nodes if operand.op == "get_attr" and operand.meta["val"].is_floating_point()]
 
 
-def _notes(groups: ValueGroups, types: dict[fx.Node, QuantizedType]) -> list[str]:
-    inside = sum(1 for node in groups.internal if node in types)
-    notes = [f"{len(groups.representative)} values rounded, {inside} accumulators kept exact inside fused layers and outputs"]
+def _notes(groups: ValueGroups) -> list[str]:
+    notes = [f"{len(groups.representative)} values rounded, {len(groups.internal)} kept exact inside fused layers and at outputs"]
     return notes + [f"left in float: {describe(node)}: the op has no integer form" for node in groups.without_integer_form]
