@@ -15,20 +15,24 @@ from numpy.typing import NDArray
 from qcompiler.backends.tvm.kernels import ConvolutionKernel, Requantization, ResidualAdd
 from qcompiler.backends.tvm.templates.layout import (
     OPERAND_LANES,
+    WINOGRAD_FILTER,
     Chunk,
     DepthwiseLayout,
     MatrixLayout,
     Parameter,
+    WinogradLayout,
     depthwise_layout,
     epilogue_parameters,
     is_depthwise,
     matrix_layout,
     panel_vectors,
+    uses_winograd,
+    winograd_layout,
 )
 
 Array = NDArray[np.generic]
 Integers = NDArray[np.int64]
-_SIGN_OFFSET = 128  # vpdpbusd takes unsigned inputs: signed ones are read as x + 128
+_SIGN_OFFSET = 128  # between int8 and uint8
 _WORD_BITS = 15  # vpmulhrsw multiplies by y / 2^15
 
 
@@ -38,23 +42,33 @@ def pack(kernel: ConvolutionKernel, target: str, constants: Mapping[str, Array])
     ``constants``: by the roles that ``kernels`` lists. Raises TargetError for a target without templates.
     """
     weight = np.asarray(constants["weight"], np.int8)
-    if is_depthwise(kernel):
-        depthwise = depthwise_layout(kernel, target)
-        chunks, weights = depthwise.chunks, _depthwise_weights(depthwise, weight)
-    else:
-        matrix = matrix_layout(kernel, target)
-        vectors = panel_vectors(kernel, matrix)
-        chunks = tuple(_chunks(matrix, vectors))
-        weights = _matrix_weights(matrix, vectors, weight, _lanes(chunks, "accumulator"))
-    values = _values(kernel, weight, constants, reads_unsigned=_reads_unsigned(kernel, target))
+    chunks, weights = _weights(kernel, target, weight)
+    values = _values(kernel, weight, constants, _input_offset(kernel, target))
     channels = chunks[-1].offset + chunks[-1].channels
     return (weights, *(_arrange(parameter, values[parameter.name], chunks) for parameter in epilogue_parameters(kernel, channels)))
 
 
-def _reads_unsigned(kernel: ConvolutionKernel, target: str) -> bool:
-    """Whether the kernel reads signed inputs as unsigned ones. AVX2 widens them and AMX has signed products."""
-    signed_products = target == "x86-64-v3" or (target == "x86-64-amx" and not is_depthwise(kernel))
-    return kernel.input.dtype == "int8" and not signed_products
+def _weights(kernel: ConvolutionKernel, target: str, weight: NDArray[np.int8]) -> tuple[tuple[Chunk, ...], Array]:
+    if is_depthwise(kernel):
+        depthwise = depthwise_layout(kernel, target)
+        return depthwise.chunks, _depthwise_weights(depthwise, weight)
+    if uses_winograd(kernel, target):
+        winograd = winograd_layout(kernel)
+        chunks = tuple(replace(winograd.chunk, first=first, offset=first) for first in range(0, winograd.outputs, winograd.chunk.channels))
+        return chunks, _winograd_weights(winograd, weight, _lanes(chunks, "accumulator"))
+    matrix = matrix_layout(kernel, target)
+    vectors = panel_vectors(kernel, matrix)
+    chunks = tuple(_chunks(matrix, vectors))
+    return chunks, _matrix_weights(matrix, vectors, weight, _lanes(chunks, "accumulator"))
+
+
+def _input_offset(kernel: ConvolutionKernel, target: str) -> int:
+    """What the kernel adds to its inputs: vpdpbusd wants unsigned ones, Winograd's transform centred ones. AVX2 and AMX take both."""
+    is_signed = kernel.input.dtype == "int8"
+    if uses_winograd(kernel, target):
+        return 0 if is_signed else -_SIGN_OFFSET
+    takes_both = target == "x86-64-v3" or (target == "x86-64-amx" and not is_depthwise(kernel))
+    return _SIGN_OFFSET if is_signed and not takes_both else 0
 
 
 # Weights
@@ -135,17 +149,24 @@ def _depthwise_weights(layout: DepthwiseLayout, weight: NDArray[np.int8]) -> Arr
     return np.ascontiguousarray(np.concatenate(parts).astype(layout.weights.dtype))
 
 
+def _winograd_weights(layout: WinogradLayout, weight: NDArray[np.int8], channels: Integers) -> Array:
+    """``G g G^T`` in integers, [panel][point][pair of inputs][vector][lane][2]."""
+    left = np.einsum("pk,oikx->oipx", WINOGRAD_FILTER, weight.astype(np.int32), optimize=True)
+    points = np.einsum("oipx,qx->pqoi", left, WINOGRAD_FILTER, optimize=True).astype(np.int16)
+    chunk = layout.chunk
+    by_lane = points.reshape(-1, *weight.shape[:2])[:, channels].reshape(36, -1, chunk.vectors, chunk.lanes, layout.inputs // 2, 2)
+    return np.ascontiguousarray(by_lane.transpose(1, 0, 4, 2, 3, 5)).reshape(-1)
+
+
 # Parameters of the epilogue
 
 
 def _values(
-    kernel: ConvolutionKernel, weight: NDArray[np.int8], constants: Mapping[str, Array], reads_unsigned: bool
+    kernel: ConvolutionKernel, weight: NDArray[np.int8], constants: Mapping[str, Array], input_offset: int
 ) -> dict[str, Integers]:
     """Every parameter by its name, one value a channel (the operand's: one)."""
     outputs = kernel.output.channels
-    bias = np.asarray(constants["bias"], np.int64)
-    if reads_unsigned:
-        bias = bias - _SIGN_OFFSET * weight.reshape(outputs, -1).sum(axis=1, dtype=np.int64)
+    bias = np.asarray(constants["bias"], np.int64) - input_offset * weight.reshape(outputs, -1).sum(axis=1, dtype=np.int64)
     values = {"bias": bias}
     if isinstance(kernel.epilogue, ResidualAdd):
         values |= {

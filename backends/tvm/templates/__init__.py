@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qcompiler.backends.tvm.kernels import ConvolutionKernel
-from qcompiler.backends.tvm.templates.layout import instruction_set, is_depthwise
+from qcompiler.backends.tvm.templates.layout import instruction_set, is_depthwise, uses_winograd
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -16,11 +16,13 @@ def emit(kernel: ConvolutionKernel, target: str, symbol: str) -> tirx.PrimFunc:
 
     Raises TargetError for a target without templates.
     """
-    from qcompiler.backends.tvm.templates import amx, depthwise, matrix  # TVM takes seconds to import
+    from qcompiler.backends.tvm.templates import amx, depthwise, matrix, winograd  # TVM takes seconds to import
 
     instruction_set(target)
     if is_depthwise(kernel):
         function = depthwise.emit(kernel, target)
+    elif uses_winograd(kernel, target):
+        function = winograd.emit(kernel)
     elif target == "x86-64-amx":
         function = amx.emit(kernel, target)
     else:

@@ -170,6 +170,11 @@ def dot_words(total: Expr, x: Expr, y: Expr) -> Expr:
     return T.Bind(total + _intrinsic(f"llvm.x86.{_MULTIPLY_ADD_WORDS[bits(total)]}", f"int32x{lanes(total)}", x, y))
 
 
+def dot_word_pairs(total: Expr, x: Expr, y: Expr) -> Expr:
+    """vpdpwssd: the same in one instruction, modulo 2^32."""
+    return _intrinsic("llvm.x86.avx512.vpdpwssd.512", "int32x16", total, x, y)
+
+
 def permute_bytes(low: Expr, indices: Expr, high: Expr) -> Expr:
     """vpermi2b: lane i takes byte ``indices[i] & 127`` of the two vectors."""
     return _intrinsic("llvm.x86.avx512.vpermi2var.qi.512", "int8x64", low, indices, high)

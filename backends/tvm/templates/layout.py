@@ -379,6 +379,67 @@ def depthwise_layout(kernel: ConvolutionKernel, target: str) -> DepthwiseLayout:
     )
 
 
+# 24 G, its last row halved (and the last column of A doubled for it): with rows of absolute sum 12 at most, a weight grows at most
+# 144-fold, to 18432, which int16 holds.
+WINOGRAD_FILTER = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 12]])
+_WINOGRAD_RANGE = 2**25  # of the sums that are recovered exactly
+_WINOGRAD_TILE = 4  # rows and columns of outputs
+_WINOGRAD_VECTORS = 4
+_WINOGRAD_BLOCK = 7  # tiles: 28 sums and 4 weights are all registers there are; inputs are memory operands
+_WINOGRAD_OVERHEAD = 250  # cycles for the output transform of a tile and 16 channels
+_WINOGRAD_INPUT = 12  # cycles for the input transform of a tile and one channel
+
+
+@dataclass(frozen=True)
+class WinogradLayout:
+    """A 3x3 convolution by F(4x4, 3x3): blocks of tiles by panels of one chunk."""
+
+    inputs: int
+    outputs: int
+    tiles: int
+    block: int  # tiles that are transformed and multiplied together
+
+    @property
+    def chunk(self) -> Chunk:
+        """The chunk of the first panel; a panel's parameters start where its channels do."""
+        lanes = INSTRUCTION_SETS["x86-64-vnni"].lanes
+        return Chunk(0, _WINOGRAD_VECTORS * lanes, _WINOGRAD_VECTORS, lanes, 0)
+
+    @property
+    def weights(self) -> Parameter:
+        """[panel][point][pair of inputs][vector][lane][2]."""
+        return Parameter("weights", "int16", 36 * self.inputs * self.outputs)
+
+
+def winograd_layout(kernel: ConvolutionKernel) -> WinogradLayout:
+    """The layout of a kernel for which ``uses_winograd`` holds."""
+    tiles = (kernel.output.height // _WINOGRAD_TILE) * (kernel.output.width // _WINOGRAD_TILE)
+    block = next(size for size in range(_WINOGRAD_BLOCK, 0, -1) if tiles % size == 0)
+    return WinogradLayout(kernel.input.channels, kernel.output.channels, tiles, block)
+
+
+def uses_winograd(kernel: ConvolutionKernel, target: str) -> bool:
+    """Whether ``templates.winograd`` computes the kernel, exactly, and is predicted to be faster than ``templates.matrix``.
+
+    Exactly: centred inputs and weights are at most 128, so sums stay in range up to 227 channels. Per tile and 16 outputs the direct
+    kernel takes 16 * 9 / 4 cycles an input channel; Winograd's 36 / 2, and its transforms.
+    """
+    return target == "x86-64-vnni" and _suits_winograd(kernel) and _is_faster_by_winograd(kernel)
+
+
+def _suits_winograd(kernel: ConvolutionKernel) -> bool:
+    inputs, outputs, output = kernel.input.channels, kernel.output.channels, kernel.output
+    is_3x3 = kernel.kernel == (3, 3) and kernel.stride == kernel.dilation == (1, 1) and kernel.groups == 1
+    in_whole_parts = inputs % 32 == outputs % 64 == output.height % _WINOGRAD_TILE == output.width % _WINOGRAD_TILE == 0
+    return is_3x3 and in_whole_parts and not is_wide(kernel) and 9 * inputs * 128 * 128 < _WINOGRAD_RANGE
+
+
+def _is_faster_by_winograd(kernel: ConvolutionKernel) -> bool:
+    inputs, vectors = kernel.input.channels, kernel.output.channels // INSTRUCTION_SETS["x86-64-vnni"].lanes
+    direct = 36 * inputs
+    return 18 * inputs + _WINOGRAD_OVERHEAD + _WINOGRAD_INPUT * inputs // vectors < direct
+
+
 def depthwise_chunks(channels: int, lanes: int) -> tuple[Chunk, ...]:
     """Chunks of four vectors: full ones, then halves and quarters of a vector for the channels that are left."""
     result: list[Chunk] = []

@@ -1,0 +1,156 @@
+"""3x3 convolutions by Winograd's minimal filtering F(4x4, 3x3), exact in integers (Lavin and Gray, arXiv:1509.09308, section 4.1).
+
+A tile of 4 x 4 outputs is ``A^T [(G g G^T) * (B^T d B)] A``: 36 products instead of 144. ``G`` has sixths and 24ths; with
+``layout.WINOGRAD_FILTER`` in its place and the last column of A doubled everything is an integer and the result is ``576 y``:
+
+* inputs, centred to [-128, 127], grow at most 100-fold in ``B^T d B``: int16. So do the transformed weights (``layout``);
+* the sum over input channels is vpdpwssd's, modulo 2^32, and so is the output transform;
+* 576 is 2^6 * 9, and 9 has an inverse modulo 2^32: ``(576 y) / 9`` is ``64 y`` modulo 2^32, whose arithmetic shift by 6 is y
+  if ``|y| < 2^25``, which ``layout.uses_winograd`` requires of the number of channels.
+
+A task is a block of tiles: transform of its inputs, 36 small matrix products, transform of their sums, epilogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from qcompiler.backends.tvm.kernels import ConvolutionKernel
+from qcompiler.backends.tvm.templates import emission as e
+from qcompiler.backends.tvm.templates.emission import Buffer, Expr
+from qcompiler.backends.tvm.templates.epilogue import Epilogue, Place, position
+from qcompiler.backends.tvm.templates.layout import WinogradLayout, kernel_parameters, winograd_layout
+
+_OUTPUT = 4  # rows and columns of a tile of outputs
+_INPUT = 6  # and of the inputs that it takes
+_POINTS = _INPUT * _INPUT
+_LANES = 16
+_WORDS = 32
+_INVERSE_OF_9 = 954437177  # modulo 2^32
+_TWO_POWER = 6  # 576 = 9 * 2^6
+
+
+def emit(kernel: ConvolutionKernel) -> tirx.PrimFunc:
+    """The kernel's function."""
+    layout = winograd_layout(kernel)
+    parameters = kernel_parameters(kernel, layout.weights, layout.outputs)
+
+    def body(buffers: list[Buffer]) -> None:
+        named = {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)}
+        _WinogradKernel(kernel, layout, named).emit()
+
+    return e.function(parameters, body)
+
+
+class _WinogradKernel:
+    def __init__(self, kernel: ConvolutionKernel, layout: WinogradLayout, buffers: Mapping[str, Buffer]) -> None:
+        self._kernel = kernel
+        self._layout = layout
+        self._buffers = buffers
+        self._epilogue = Epilogue(kernel, buffers, permutes_bytes=True)
+
+    def emit(self) -> None:
+        """A parallel loop over blocks of tiles."""
+        layout, panel = self._layout, self._layout.chunk.channels
+        columns = self._kernel.output.width // _OUTPUT
+        with e.parallel(layout.tiles // layout.block) as task:
+            inputs = T.alloc_buffer((_POINTS * layout.block * layout.inputs,), "int16", scope="local")
+            sums = T.alloc_buffer((_POINTS * layout.block * panel,), "int32", scope="local")
+            pixels = T.alloc_buffer((_OUTPUT * _OUTPUT * panel,), "int32", scope="local")
+            first = T.Bind(task * layout.block)
+            with T.serial(0, layout.block) as tile, T.serial(0, layout.inputs // _WORDS) as part:
+                row, column = T.Bind((first + tile) // columns), T.Bind((first + tile) % columns)
+                self._transform_inputs(inputs, row, column, tile, T.Bind(part * _WORDS))
+            with T.serial(0, layout.outputs // panel) as number:
+                with T.serial(0, _POINTS) as point:
+                    self._multiply(inputs, sums, number, point)
+                with T.serial(0, layout.block) as tile:
+                    row, column = T.Bind((first + tile) // columns), T.Bind((first + tile) % columns)
+                    with T.serial(0, panel // _LANES) as vector:
+                        self._transform_sums(sums, pixels, tile, T.Bind(vector * _LANES))
+                    with T.serial(0, _OUTPUT) as y, T.serial(0, _OUTPUT) as x:
+                        self._store(pixels, y, x, row, column, T.Bind(number * panel))
+
+    def _transform_inputs(self, inputs: Buffer, row: Expr, column: Expr, tile: Expr, channel: Expr) -> None:
+        """``B^T d B`` of 32 channels of a tile; the result lies as [point][tile][channel]."""
+        source, (top, left) = self._kernel.input, self._kernel.padding
+        corner = T.Bind(position(source, row * _OUTPUT - top, column * _OUTPUT - left) + channel)
+        by_rows = [
+            _transform_input([self._centred(corner + y * source.row_stride + x * source.channels) for x in range(_INPUT)])
+            for y in range(_INPUT)
+        ]
+        for x, vectors in enumerate(zip(*by_rows, strict=True)):
+            for y, vector in enumerate(_transform_input(vectors)):
+                point = y * _INPUT + x
+                e.store(inputs, (point * self._layout.block + tile) * self._layout.inputs + channel, vector)
+
+    def _centred(self, offset: Expr) -> Expr:
+        """32 inputs as int16 in [-128, 127]; the bias makes up for the difference."""
+        words = e.cast(e.load(self._buffers["input"], offset, _WORDS), "int16")
+        if self._kernel.input.dtype == "int8":
+            return words
+        unsigned = T.Bind(T.bitwise_and(words, e.constant(255, "int16", _WORDS)))
+        return T.Bind(unsigned - e.constant(128, "int16", _WORDS))
+
+    def _multiply(self, inputs: Buffer, sums: Buffer, number: Expr, point: Expr) -> None:
+        """One of the 36 matrix products: tiles of the block by a panel of output channels, over the input channels in pairs."""
+        layout = self._layout
+        vectors, pairs = layout.chunk.vectors, layout.inputs // 2
+        total = e.Sums([e.constant(0, "int32", _LANES)] * (layout.block * vectors))
+        weights = T.Bind((number * _POINTS + point) * (pairs * vectors * _WORDS))
+        start = T.Bind(point * (layout.block * layout.inputs))
+        with T.serial(0, pairs) as pair:
+            factors = [e.load(self._buffers["weights"], weights + (pair * vectors + index) * _WORDS, _WORDS) for index in range(vectors)]
+            for tile in range(layout.block):
+                two = T.Bind(T.reinterpret(inputs[T.Ramp(start + tile * layout.inputs + pair * 2, 1, 2)], dtype="int32"))
+                everywhere = e.reinterpret(T.Broadcast(two, _LANES), "int16")
+                for index, factor in enumerate(factors):
+                    total[tile * vectors + index] = e.dot_word_pairs(total[tile * vectors + index], everywhere, factor)
+        for index in range(layout.block * vectors):
+            e.store(sums, (point * layout.block * vectors + index) * _LANES, total[index])
+
+    def _transform_sums(self, sums: Buffer, pixels: Buffer, tile: Expr, lane: Expr) -> None:
+        """``A^T m A`` of 16 channels of a tile, divided by 576: [row][column][channel]."""
+        panel = self._layout.chunk.channels
+
+        def load(point: int) -> Expr:
+            return e.load(sums, (point * self._layout.block + tile) * panel + lane, _LANES)
+
+        by_columns = [_transform_output([load(y * _INPUT + x) for y in range(_INPUT)]) for x in range(_INPUT)]
+        for y, vectors in enumerate(zip(*by_columns, strict=True)):
+            for x, value in enumerate(_transform_output(vectors)):
+                times_64 = T.Bind(value * e.constant(_INVERSE_OF_9, "int32", _LANES))
+                exact = T.Bind(T.shift_right(times_64, e.constant(_TWO_POWER, "int32", _LANES)))
+                e.store(pixels, (y * _OUTPUT + x) * panel + lane, exact)
+
+    def _store(self, pixels: Buffer, y: Expr, x: Expr, row: Expr, column: Expr, channel: Expr) -> None:
+        chunk = self._layout.chunk
+        start = T.Bind((y * _OUTPUT + x) * chunk.channels)
+        offsets = [index * _LANES for index in range(chunk.vectors)]
+        sums = [T.Bind(e.load(pixels, start + at, _LANES) + e.load(self._buffers["bias"], channel + at, _LANES)) for at in offsets]
+        self._epilogue.store(sums, chunk, Place(row * _OUTPUT + y, column * _OUTPUT + x, channel, channel))
+
+
+def _transform_input(d: Sequence[Expr]) -> list[Expr]:
+    """``B^T d``: rows (4 0 -5 0 1 0), (0 -4 -4 1 1 0), (0 4 -4 -1 1 0), (0 -2 -1 2 1 0), (0 2 -1 -2 1 0), (0 4 0 -5 0 1)."""
+    d4_d2, d5_d3, d3_d1_twice = T.Bind(d[4] - d[2]), T.Bind(d[5] - d[3]), _times(T.Bind(d[3] - d[1]), 1)
+    even, odd = T.Bind(d[4] - _times(d[2], 2)), T.Bind(d[3] - _times(d[1], 2))
+    first = T.Bind(_times(T.Bind(d[0] - d[2]), 2) + d4_d2)
+    last = T.Bind(d5_d3 - _times(d3_d1_twice, 1))
+    return [first, T.Bind(even + odd), T.Bind(even - odd), T.Bind(d4_d2 + d3_d1_twice), T.Bind(d4_d2 - d3_d1_twice), last]
+
+
+def _transform_output(m: Sequence[Expr]) -> list[Expr]:
+    """``A^T m``: rows (1 1 1 1 1 0), (0 1 -1 2 -2 0), (0 1 1 4 4 0), (0 1 -1 8 -8 2)."""
+    a, b, c, d = T.Bind(m[1] + m[2]), T.Bind(m[1] - m[2]), T.Bind(m[3] + m[4]), T.Bind(m[3] - m[4])
+    last = T.Bind(T.Bind(b + _times(d, 3)) + _times(m[5], 1))
+    return [T.Bind(T.Bind(m[0] + a) + c), T.Bind(b + _times(d, 1)), T.Bind(a + _times(c, 2)), last]
+
+
+def _times(vector: Expr, power: int) -> Expr:
+    """``vector * 2^power``."""
+    element = str(vector.ty.dtype).split("x")[0]
+    return T.Bind(T.shift_left(vector, e.constant(power, element, e.lanes(vector))))
