@@ -27,37 +27,40 @@ static struct {
     pthread_t *workers;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
-    atomic_uint generation; /* counts launches; a worker runs once for each */
-    atomic_int pending;     /* workers that have not finished the current launch */
-    atomic_int failed;
     atomic_int sleeping;
-    parallel_task task;     /* NULL asks the workers to end */
+    atomic_int ending;          /* asks the workers to return */
+    atomic_uint_fast64_t ticket; /* number of the launch in the high half, tasks taken of it in the low half */
+    atomic_int unfinished;      /* tasks of the launch that have not ended */
+    atomic_int failed;
+    parallel_task task;
     void *data;
 } pool = {.threads = 1, .mutex = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
-static unsigned wait_for_launch(unsigned seen)
+static uint32_t launch_number(void)
+{
+    return (uint32_t)(atomic_load(&pool.ticket) >> 32);
+}
+
+/* Wait until there is another launch than the one that was seen last: first awake, then asleep. */
+static uint32_t next_launch(uint32_t seen)
 {
     for (int spin = 0; spin < SPINS; spin++) {
-        unsigned generation = atomic_load_explicit(&pool.generation, memory_order_acquire);
-        if (generation != seen)
-            return generation;
+        if (launch_number() != seen)
+            return launch_number();
         _mm_pause();
     }
     pthread_mutex_lock(&pool.mutex);
     atomic_fetch_add(&pool.sleeping, 1);
-    while (atomic_load(&pool.generation) == seen)
+    while (launch_number() == seen)
         pthread_cond_wait(&pool.wake, &pool.mutex);
     atomic_fetch_sub(&pool.sleeping, 1);
     pthread_mutex_unlock(&pool.mutex);
-    return atomic_load(&pool.generation);
+    return launch_number();
 }
 
-static void publish(parallel_task task, void *data)
+static void publish(void)
 {
-    pool.task = task;
-    pool.data = data;
-    atomic_store(&pool.pending, pool.threads - 1);
-    atomic_fetch_add(&pool.generation, 1);
+    atomic_store(&pool.ticket, (uint_fast64_t)(launch_number() + 1u) << 32);
     if (atomic_load(&pool.sleeping)) {
         pthread_mutex_lock(&pool.mutex);
         pthread_cond_broadcast(&pool.wake);
@@ -65,64 +68,89 @@ static void publish(parallel_task task, void *data)
     }
 }
 
+/* Take and run tasks of a launch until none is left. A launch ends only when each task that was taken has ended, so whoever took
+ * one sees the launch's own task and data. A thread that gets no core in time finds its tasks taken by the others. */
+static void run_tasks(uint32_t launch)
+{
+    parallel_group group = {NULL, pool.threads};
+    for (;;) {
+        uint_fast64_t ticket = atomic_load(&pool.ticket);
+        if (ticket >> 32 != launch || (uint32_t)ticket >= (uint32_t)pool.threads)
+            return;
+        if (!atomic_compare_exchange_weak(&pool.ticket, &ticket, ticket + 1))
+            continue;
+        if (pool.task((int)(uint32_t)ticket, &group, pool.data))
+            atomic_store(&pool.failed, 1);
+        atomic_fetch_sub(&pool.unfinished, 1);
+    }
+}
+
 static void *worker(void *argument)
 {
-    int number = (int)(intptr_t)argument;
-    for (unsigned seen = 0;;) {
-        seen = wait_for_launch(seen);
-        if (!pool.task)
+    (void)argument;
+    for (uint32_t seen = 0;;) {
+        seen = next_launch(seen);
+        if (atomic_load(&pool.ending))
             return NULL;
-        parallel_group group = {NULL, pool.threads};
-        if (pool.task(number, &group, pool.data))
-            atomic_store(&pool.failed, 1);
-        atomic_fetch_sub_explicit(&pool.pending, 1, memory_order_release);
+        run_tasks(seen);
     }
 }
 
 static int launch(parallel_task task, void *data, int tasks)
 {
     (void)tasks; /* 0 in generated code: as many as there are threads */
-    parallel_group group = {NULL, pool.threads};
-    if (pool.threads == 1)
-        return task(0, &group, data);
+    if (pool.threads == 1) {
+        parallel_group alone = {NULL, 1};
+        return task(0, &alone, data);
+    }
+    pool.task = task;
+    pool.data = data;
     atomic_store(&pool.failed, 0);
-    publish(task, data);
-    int status = task(0, &group, data);
-    for (int spin = 0; atomic_load_explicit(&pool.pending, memory_order_acquire); spin++) {
+    atomic_store(&pool.unfinished, pool.threads);
+    publish();
+    run_tasks(launch_number());
+    for (int spin = 0; atomic_load(&pool.unfinished); spin++) {
         if (spin < SPINS)
             _mm_pause();
         else
-            sched_yield(); /* a worker lost its core to another process */
+            sched_yield(); /* the thread that runs the task lost its core to another process */
     }
-    return status || atomic_load(&pool.failed) ? -1 : 0;
+    return atomic_load(&pool.failed) ? -1 : 0;
 }
 
 /* Kernels call through this pointer; their own definition of it is weak. */
 int (*__TVMBackendParallelLaunch)(parallel_task, void *, int) = launch;
 
-static void stop_workers(int count)
+static void forget_workers(void)
 {
-    publish(NULL, NULL);
-    for (int i = 0; i < count; i++)
-        pthread_join(pool.workers[i], NULL);
     free(pool.workers);
     pool.workers = NULL;
     pool.threads = 1;
-    atomic_store(&pool.generation, 0);
+    atomic_store(&pool.ticket, 0);
+    atomic_store(&pool.sleeping, 0);
+    atomic_store(&pool.ending, 0);
 }
 
-/* A forked child has none of its parent's threads. */
-static void forget_workers(void)
+static void stop_workers(int count)
 {
-    pool.workers = NULL;
-    pool.threads = 1;
-    atomic_store(&pool.generation, 0);
-    atomic_store(&pool.sleeping, 0);
+    atomic_store(&pool.ending, 1);
+    publish();
+    for (int i = 0; i < count; i++)
+        pthread_join(pool.workers[i], NULL);
+    forget_workers();
+}
+
+/* A forked child has none of its parent's threads, and its copy of the lock may be held by one of them. */
+static void start_again_in_child(void)
+{
+    pthread_mutex_init(&pool.mutex, NULL);
+    pthread_cond_init(&pool.wake, NULL);
+    forget_workers();
 }
 
 __attribute__((constructor)) static void prepare(void)
 {
-    pthread_atfork(NULL, NULL, forget_workers);
+    pthread_atfork(NULL, NULL, start_again_in_child);
 }
 
 int qc_set_threads(int count)
@@ -138,7 +166,7 @@ int qc_set_threads(int count)
         return -1;
     pool.threads = count;
     for (int i = 0; i < count - 1; i++) {
-        if (pthread_create(&pool.workers[i], NULL, worker, (void *)(intptr_t)(i + 1))) {
+        if (pthread_create(&pool.workers[i], NULL, worker, NULL)) {
             stop_workers(i);
             return -1;
         }
