@@ -94,7 +94,7 @@ PEAK = textwrap.dedent(
 
     {model}
     program = capture(model, torch.zeros(1, 3, 32, 32))
-    values = [node.name for node in program.graph.nodes if node.op == "call_function" and node.meta["val"].dim() == 4]
+    values = [node.name for node in program.graph.nodes if node.target is torch.ops.aten.relu.default]
     requests = [StatisticRequest(name, ObserverSpec("mse")) for name in values]
     requests += [StatisticRequest(values[0], ObserverSpec(kind, axis=1)) for kind in OBSERVER_KINDS]
     images = (torch.randn(min(10, {count} - start), 3, 32, 32) for start in range(0, {count}, 10))
