@@ -12,6 +12,7 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import BufferStore, For, ForKind, SeqStmt
 
+from qcompiler.backends.tvm import rows
 from qcompiler.backends.tvm.kernels import (
     ITEM_SIZE,
     Add,
@@ -26,10 +27,13 @@ from qcompiler.backends.tvm.kernels import (
     Multiply,
     Operand,
     Operation,
+    ProductKernel,
     Quantize,
     ReductionKernel,
     Requantize,
+    RowKernel,
 )
+from qcompiler.backends.tvm.shifts import amount, rounding_shift
 from qcompiler.backends.tvm.target import KernelTarget
 
 # Work below which waking a thread costs more than it saves, in elements read.
@@ -46,6 +50,10 @@ def emit(kernel: GenericKernel, target: KernelTarget) -> tirx.PrimFunc:
         return _elementwise(kernel, target)
     if isinstance(kernel, ReductionKernel):
         return _reduction(kernel, target)
+    if isinstance(kernel, ProductKernel):
+        return rows.emit_product(kernel, target)
+    if isinstance(kernel, RowKernel):
+        return rows.emit_rows(kernel, target)
     return _halo(kernel, target)
 
 
@@ -198,15 +206,9 @@ def _clamp(value: Expr, low: int, high: int) -> Expr:
     return tirx.max(tirx.min(value, tirx.const(high, value.ty.dtype)), tirx.const(low, value.ty.dtype))
 
 
-def _rounding_shift(value: Expr, shift: Expr) -> Expr:
-    """(value + 2^(shift-1)) >> shift; shift 0 has no rounding term."""
-    one = tirx.const(1, value.ty.dtype)
-    return (value + ((one << shift) >> one)) >> shift
-
-
 def _high_product(value: Expr, pre_shift: Expr, multiplier: Expr) -> Expr:
     """((value << pre_shift) * multiplier) >> 32"""
-    product = (value << pre_shift).astype("int64") * multiplier.astype("int64")
+    product = (value << amount(pre_shift)).astype("int64") * multiplier.astype("int64")
     return (product >> tirx.const(32, "int64")).astype("int32")
 
 
@@ -214,12 +216,12 @@ def _requantize(operation: Requantize, operands: Sequence[_Access], index: Index
     x, pre_shift, multiplier, shift = (operand.load(index).astype("int32") for operand in operands)
     value = x - operation.input_zero_point
     if operation.form == "high":
-        scaled = _rounding_shift(_high_product(value, pre_shift, multiplier), shift)
+        scaled = rounding_shift(_high_product(value, pre_shift, multiplier), shift)
     elif operation.form == "narrow":
-        narrow = _clamp(_rounding_shift(value, pre_shift), -(1 << 15), (1 << 15) - 1)
-        scaled = _rounding_shift((narrow * multiplier + (1 << 14)) >> 15, shift)
+        narrow = _clamp(rounding_shift(value, pre_shift), -(1 << 15), (1 << 15) - 1)
+        scaled = rounding_shift((narrow * multiplier + (1 << 14)) >> 15, shift)
     else:
-        wide = _rounding_shift(value.astype("int64") * multiplier.astype("int64"), shift.astype("int64"))
+        wide = rounding_shift(value.astype("int64") * multiplier.astype("int64"), shift.astype("int64"))
         return _clamp(wide + operation.zero_point, operation.low, operation.high)
     return _clamp(scaled + operation.zero_point, operation.low, operation.high)
 
@@ -228,7 +230,7 @@ def _add(operation: Add, operands: Sequence[_Access], index: Index) -> Expr:
     a, b, pre_shift_a, multiplier_a, pre_shift_b, multiplier_b = (operand.load(index).astype("int32") for operand in operands)
     left = _high_product(a - operation.zero_point_a, pre_shift_a, multiplier_a)
     right = _high_product(b - operation.zero_point_b, pre_shift_b, multiplier_b)
-    total = _rounding_shift(left + right, tirx.const(operation.shift, "int32"))
+    total = rounding_shift(left + right, tirx.const(operation.shift, "int32"))
     return _clamp(total + operation.zero_point, operation.low, operation.high)
 
 

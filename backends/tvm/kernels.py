@@ -201,6 +201,49 @@ class ReductionKernel:
 
 
 @dataclass(frozen=True)
+class ProductKernel:
+    """``output[i] = sum over w < length of (a[i, w] - zero_point_a) * (b[i, w] - zero_point_b)`` in int32, i over ``shape``.
+
+    Pointers: a, b, output.
+    """
+
+    shape: tuple[int, ...]
+    length: int
+    a: Operand
+    b: Operand
+    output: Operand
+    zero_point_a: int
+    zero_point_b: int
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """``arithmetic.softmax`` of a row, with the table as second operand."""
+
+    bits: int
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """``arithmetic.normalize`` of a row."""
+
+    zero_point: int
+    epsilon: int
+    centre: bool
+
+
+@dataclass(frozen=True)
+class RowKernel:
+    """``output[i, :] = operation(operand[i, :])``, i over ``shape``, rows of ``length``; pointers: operand, [table], output."""
+
+    operation: Softmax | Normalize
+    shape: tuple[int, ...]
+    length: int
+    operand: Operand
+    output: Operand
+
+
+@dataclass(frozen=True)
 class HaloKernel:
     """Writes ``value`` to every element of the halo; pointer: the whole buffer."""
 
@@ -208,5 +251,5 @@ class HaloKernel:
     value: int
 
 
-GenericKernel = ElementwiseKernel | ReductionKernel | HaloKernel
+GenericKernel = ElementwiseKernel | ReductionKernel | ProductKernel | RowKernel | HaloKernel
 Kernel = ConvolutionKernel | GenericKernel

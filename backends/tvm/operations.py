@@ -20,12 +20,16 @@ from qcompiler.backends.tvm.kernels import (
     Fill,
     Lookup,
     Multiply,
+    Normalize,
     Operand,
     Operation,
+    ProductKernel,
     ReductionKernel,
     Requantize,
+    RowKernel,
+    Softmax,
 )
-from qcompiler.backends.tvm.views import View, loop_nest, pointer_offset
+from qcompiler.backends.tvm.views import Storage, View, loop_nest, pointer_offset
 from qcompiler.ir.edit import argument, is_call
 
 if TYPE_CHECKING:
@@ -233,6 +237,48 @@ def _reduce(planner: Planner, node: fx.Node, x: View, output: View, dims: Sequen
     planner.call(kernel, operands, node)
 
 
+# Rows.
+
+
+def _matmul(planner: Planner, node: fx.Node) -> None:
+    """[..., M, K] and [..., K, N], which broadcast, walked as [..., M, N, K]."""
+    a, b = planner.value(argument(node, "a")), planner.value(argument(node, "b"))
+    output = planner.allocate(node)
+    lead, length = output.shape[:-2], a.shape[-1]
+    columns, rows = output.shape[-1], output.shape[-2]
+    left = a.unsqueeze(len(a.shape) - 1).expand((*lead, rows, columns, length))
+    right = b.permute([*range(len(b.shape) - 2), len(b.shape) - 1, len(b.shape) - 2])
+    right = right.unsqueeze(len(b.shape) - 2).expand((*lead, rows, columns, length))
+    inner = [View(view.storage, view.dtype, view.shape[:-1], view.strides[:-1], view.offset) for view in (left, right)]
+    shape, (walk_a, walk_b, target) = loop_nest(output.shape, [*inner, output])
+    steps = (left.strides[-1], right.strides[-1])
+    operands = [dataclasses.replace(walk, strides=(*walk.strides, step)) for walk, step in zip((walk_a, walk_b), steps, strict=True)]
+    zero_points = argument(node, "zero_point_a"), argument(node, "zero_point_b")
+    kernel = ProductKernel(shape, length, *operands, target, *zero_points)
+    planner.call(kernel, [(view.storage, pointer_offset(view) * ITEM_SIZE[view.dtype]) for view in (left, right, output)], node)
+
+
+def _softmax(planner: Planner, node: fx.Node) -> None:
+    table = planner.value(argument(node, "table"))
+    _rows(planner, node, Softmax(argument(node, "bits")), [(table.storage, 0)])
+
+
+def _normalize(planner: Planner, node: fx.Node) -> None:
+    operation = Normalize(**{name: argument(node, name) for name in ("zero_point", "epsilon", "centre")})
+    _rows(planner, node, operation, [])
+
+
+def _rows(planner: Planner, node: fx.Node, operation: Softmax | Normalize, tables: list[tuple[Storage, int]]) -> None:
+    """An operation on each row along the last dimension."""
+    x, output = planner.value(argument(node, "x")), planner.allocate(node)
+    starts = [View(view.storage, view.dtype, view.shape[:-1], view.strides[:-1], view.offset) for view in (x, output)]
+    shape, walks = loop_nest(output.shape[:-1], starts)
+    operands = [dataclasses.replace(walk, strides=(*walk.strides, view.strides[-1])) for walk, view in zip(walks, (x, output), strict=True)]
+    kernel = RowKernel(operation, shape, x.shape[-1], *operands)
+    pointers = [(view.storage, pointer_offset(view) * ITEM_SIZE[view.dtype]) for view in (x, output)]
+    planner.call(kernel, [pointers[0], *tables, pointers[1]], node)
+
+
 # Movement: a change of view where it can be, else copies into the value's own memory.
 
 
@@ -325,6 +371,9 @@ def _dilate(planner: Planner, node: fx.Node) -> None:
 HANDLERS: Mapping[object, Handler] = {
     _qc.convolution.default: _convolution,
     _qc.linear.default: _linear,
+    _qc.matmul.default: _matmul,
+    _qc.softmax.default: _softmax,
+    _qc.normalize.default: _normalize,
     _qc.requantize.default: _requantize,
     _qc.add.default: _add,
     _qc.multiply.default: _multiply,
