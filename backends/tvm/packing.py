@@ -150,20 +150,18 @@ def _depthwise_weights(layout: DepthwiseLayout, weight: NDArray[np.int8]) -> Arr
 
 
 def _winograd_weights(layout: WinogradLayout, weight: NDArray[np.int8], channels: Integers) -> Array:
-    """``G g G^T`` in integers, [panel][point][pair of inputs][vector][lane][2]."""
+    """``G g G^T`` in integers, [panel][part][point][pair of inputs][vector][lane][2]."""
     left = np.einsum("pk,oikx->oipx", WINOGRAD_FILTER, weight.astype(np.int32), optimize=True)
     points = np.einsum("oipx,qx->pqoi", left, WINOGRAD_FILTER, optimize=True).astype(np.int16)
-    chunk = layout.chunk
-    by_lane = points.reshape(-1, *weight.shape[:2])[:, channels].reshape(36, -1, chunk.vectors, chunk.lanes, layout.inputs // 2, 2)
-    return np.ascontiguousarray(by_lane.transpose(1, 0, 4, 2, 3, 5)).reshape(-1)
+    chunk, pairs = layout.chunk, layout.inputs // (2 * layout.parts)
+    by_lane = points.reshape(-1, *weight.shape[:2])[:, channels].reshape(36, -1, chunk.vectors, chunk.lanes, layout.parts, pairs, 2)
+    return np.ascontiguousarray(by_lane.transpose(1, 4, 0, 5, 2, 3, 6)).reshape(-1)
 
 
 # Parameters of the epilogue
 
 
-def _values(
-    kernel: ConvolutionKernel, weight: NDArray[np.int8], constants: Mapping[str, Array], input_offset: int
-) -> dict[str, Integers]:
+def _values(kernel: ConvolutionKernel, weight: NDArray[np.int8], constants: Mapping[str, Array], input_offset: int) -> dict[str, Integers]:
     """Every parameter by its name, one value a channel (the operand's: one)."""
     outputs = kernel.output.channels
     bias = np.asarray(constants["bias"], np.int64) - input_offset * weight.reshape(outputs, -1).sum(axis=1, dtype=np.int64)

@@ -6,9 +6,10 @@ A tile of 4 x 4 outputs is ``A^T [(G g G^T) * (B^T d B)] A``: 36 products instea
 * inputs, centred to [-128, 127], grow at most 100-fold in ``B^T d B``: int16. So do the transformed weights (``layout``);
 * the sum over input channels is vpdpwssd's, modulo 2^32, and so is the output transform;
 * 576 is 2^6 * 9, and 9 has an inverse modulo 2^32: ``(576 y) / 9`` is ``64 y`` modulo 2^32, whose arithmetic shift by 6 is y
-  if ``|y| < 2^25``, which ``layout.uses_winograd`` requires of the number of channels.
+  if ``|y| < 2^25``. Where there are too many channels for that, parts of them are summed and recovered one by one.
 
-A task is a block of tiles: transform of its inputs, 36 small matrix products, transform of their sums, epilogue.
+A task is a block of tiles: transform of its inputs, 36 small matrix products, transform of their sums, epilogue. Tiles that pass the
+end of the map read its last row and column again: only outputs that are not stored depend on them.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from qcompiler.backends.tvm.kernels import ConvolutionKernel
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.epilogue import Epilogue, Place, position
-from qcompiler.backends.tvm.templates.layout import WinogradLayout, kernel_parameters, winograd_layout
+from qcompiler.backends.tvm.templates.layout import WINOGRAD_TILE, WinogradLayout, kernel_parameters, winograd_layout
 
-_OUTPUT = 4  # rows and columns of a tile of outputs
-_INPUT = 6  # and of the inputs that it takes
+_INPUT = WINOGRAD_TILE + 2  # rows and columns of the inputs that a tile takes
 _POINTS = _INPUT * _INPUT
 _LANES = 16
 _WORDS = 32
@@ -55,33 +55,34 @@ class _WinogradKernel:
     def emit(self) -> None:
         """A parallel loop over blocks of tiles."""
         layout, panel = self._layout, self._layout.chunk.channels
-        columns = self._kernel.output.width // _OUTPUT
-        with e.parallel(layout.tiles // layout.block) as task:
+        with e.parallel(layout.rows * layout.columns // layout.block) as task:
             inputs = T.alloc_buffer((_POINTS * layout.block * layout.inputs,), "int16", scope="local")
-            sums = T.alloc_buffer((_POINTS * layout.block * panel,), "int32", scope="local")
-            pixels = T.alloc_buffer((_OUTPUT * _OUTPUT * panel,), "int32", scope="local")
+            sums = T.alloc_buffer((layout.parts * _POINTS * layout.block * panel,), "int32", scope="local")
+            pixels = T.alloc_buffer((WINOGRAD_TILE * WINOGRAD_TILE * panel,), "int32", scope="local")
             first = T.Bind(task * layout.block)
-            with T.serial(0, layout.block) as tile, T.serial(0, layout.inputs // _WORDS) as part:
-                row, column = T.Bind((first + tile) // columns), T.Bind((first + tile) % columns)
-                self._transform_inputs(inputs, row, column, tile, T.Bind(part * _WORDS))
+            with T.serial(0, layout.block) as tile, T.serial(0, layout.inputs // _WORDS) as group:
+                row, column = self._tile_position(first + tile)
+                self._transform_inputs(inputs, row, column, tile, T.Bind(group * _WORDS))
             with T.serial(0, layout.outputs // panel) as number:
-                with T.serial(0, _POINTS) as point:
-                    self._multiply(inputs, sums, number, point)
+                register_blocks = layout.block // layout.register_block
+                with T.serial(0, layout.parts) as part, T.serial(0, _POINTS) as point, T.serial(0, register_blocks) as block:
+                    self._multiply(inputs, sums, number, part, point, T.Bind(block * layout.register_block))
                 with T.serial(0, layout.block) as tile:
-                    row, column = T.Bind((first + tile) // columns), T.Bind((first + tile) % columns)
+                    row, column = self._tile_position(first + tile)
                     with T.serial(0, panel // _LANES) as vector:
                         self._transform_sums(sums, pixels, tile, T.Bind(vector * _LANES))
-                    with T.serial(0, _OUTPUT) as y, T.serial(0, _OUTPUT) as x:
-                        self._store(pixels, y, x, row, column, T.Bind(number * panel))
+                    self._store(pixels, row, column, T.Bind(number * panel))
+
+    def _tile_position(self, tile: Expr) -> tuple[Expr, Expr]:
+        """First output row and column."""
+        return T.Bind(tile // self._layout.columns * WINOGRAD_TILE), T.Bind(tile % self._layout.columns * WINOGRAD_TILE)
 
     def _transform_inputs(self, inputs: Buffer, row: Expr, column: Expr, tile: Expr, channel: Expr) -> None:
         """``B^T d B`` of 32 channels of a tile; the result lies as [point][tile][channel]."""
         source, (top, left) = self._kernel.input, self._kernel.padding
-        corner = T.Bind(position(source, row * _OUTPUT - top, column * _OUTPUT - left) + channel)
-        by_rows = [
-            _transform_input([self._centred(corner + y * source.row_stride + x * source.channels) for x in range(_INPUT)])
-            for y in range(_INPUT)
-        ]
+        rows = [_at_most(row - top + y, source.height + source.halo[1] - 1) for y in range(_INPUT)]
+        columns = [_at_most(column - left + x, source.width + source.halo[3] - 1) for x in range(_INPUT)]
+        by_rows = [_transform_input([self._centred(position(source, y, x) + channel) for x in columns]) for y in rows]
         for x, vectors in enumerate(zip(*by_rows, strict=True)):
             for y, vector in enumerate(_transform_input(vectors)):
                 point = y * _INPUT + x
@@ -95,43 +96,58 @@ class _WinogradKernel:
         unsigned = T.Bind(T.bitwise_and(words, e.constant(255, "int16", _WORDS)))
         return T.Bind(unsigned - e.constant(128, "int16", _WORDS))
 
-    def _multiply(self, inputs: Buffer, sums: Buffer, number: Expr, point: Expr) -> None:
-        """One of the 36 matrix products: tiles of the block by a panel of output channels, over the input channels in pairs."""
+    def _multiply(self, inputs: Buffer, sums: Buffer, number: Expr, part: Expr, point: Expr, first: Expr) -> None:
+        """One of the 36 matrix products: some tiles by a panel of output channels, over a part of the input channels in pairs."""
         layout = self._layout
-        vectors, pairs = layout.chunk.vectors, layout.inputs // 2
-        total = e.Sums([e.constant(0, "int32", _LANES)] * (layout.block * vectors))
-        weights = T.Bind((number * _POINTS + point) * (pairs * vectors * _WORDS))
-        start = T.Bind(point * (layout.block * layout.inputs))
+        vectors, pairs, tiles = layout.chunk.vectors, layout.inputs // (2 * layout.parts), layout.register_block
+        total = e.Sums([e.constant(0, "int32", _LANES)] * (tiles * vectors))
+        slice_number = T.Bind((number * layout.parts + part) * _POINTS + point)
+        weights = T.Bind(slice_number * (pairs * vectors * _WORDS))
+        start = T.Bind((point * layout.block + first) * layout.inputs + part * (2 * pairs))
         with T.serial(0, pairs) as pair:
             factors = [e.load(self._buffers["weights"], weights + (pair * vectors + index) * _WORDS, _WORDS) for index in range(vectors)]
-            for tile in range(layout.block):
+            for tile in range(tiles):
                 two = T.Bind(T.reinterpret(inputs[T.Ramp(start + tile * layout.inputs + pair * 2, 1, 2)], dtype="int32"))
                 everywhere = e.reinterpret(T.Broadcast(two, _LANES), "int16")
                 for index, factor in enumerate(factors):
                     total[tile * vectors + index] = e.dot_word_pairs(total[tile * vectors + index], everywhere, factor)
-        for index in range(layout.block * vectors):
-            e.store(sums, (point * layout.block * vectors + index) * _LANES, total[index])
+        at = T.Bind(((part * _POINTS + point) * layout.block + first) * (vectors * _LANES))
+        for index in range(tiles * vectors):
+            e.store(sums, at + index * _LANES, total[index])
 
     def _transform_sums(self, sums: Buffer, pixels: Buffer, tile: Expr, lane: Expr) -> None:
-        """``A^T m A`` of 16 channels of a tile, divided by 576: [row][column][channel]."""
-        panel = self._layout.chunk.channels
+        """``A^T m A`` of 16 channels of a tile, divided by 576, summed over the parts: [row][column][channel]."""
+        parts = [self._transform_part(sums, part, tile, lane) for part in range(self._layout.parts)]
+        for pixel, values in enumerate(zip(*parts, strict=True)):
+            total = values[0]
+            for value in values[1:]:
+                total = T.Bind(total + value)
+            e.store(pixels, pixel * self._layout.chunk.channels + lane, total)
+
+    def _transform_part(self, sums: Buffer, part: int, tile: Expr, lane: Expr) -> list[Expr]:
+        layout = self._layout
 
         def load(point: int) -> Expr:
-            return e.load(sums, (point * self._layout.block + tile) * panel + lane, _LANES)
+            return e.load(sums, ((part * _POINTS + point) * layout.block + tile) * layout.chunk.channels + lane, _LANES)
 
         by_columns = [_transform_output([load(y * _INPUT + x) for y in range(_INPUT)]) for x in range(_INPUT)]
-        for y, vectors in enumerate(zip(*by_columns, strict=True)):
-            for x, value in enumerate(_transform_output(vectors)):
-                times_64 = T.Bind(value * e.constant(_INVERSE_OF_9, "int32", _LANES))
-                exact = T.Bind(T.shift_right(times_64, e.constant(_TWO_POWER, "int32", _LANES)))
-                e.store(pixels, (y * _OUTPUT + x) * panel + lane, exact)
+        scaled = [value for vectors in zip(*by_columns, strict=True) for value in _transform_output(vectors)]
+        times_64 = [T.Bind(value * e.constant(_INVERSE_OF_9, "int32", _LANES)) for value in scaled]
+        return [T.Bind(T.shift_right(value, e.constant(_TWO_POWER, "int32", _LANES))) for value in times_64]
 
-    def _store(self, pixels: Buffer, y: Expr, x: Expr, row: Expr, column: Expr, channel: Expr) -> None:
-        chunk = self._layout.chunk
-        start = T.Bind((y * _OUTPUT + x) * chunk.channels)
-        offsets = [index * _LANES for index in range(chunk.vectors)]
-        sums = [T.Bind(e.load(pixels, start + at, _LANES) + e.load(self._buffers["bias"], channel + at, _LANES)) for at in offsets]
-        self._epilogue.store(sums, chunk, Place(row * _OUTPUT + y, column * _OUTPUT + x, channel, channel))
+    def _store(self, pixels: Buffer, row: Expr, column: Expr, channel: Expr) -> None:
+        """The outputs of a tile that lie in the map."""
+        chunk, output = self._layout.chunk, self._kernel.output
+        rows, columns = T.Bind(T.min(output.height - row, WINOGRAD_TILE)), T.Bind(T.min(output.width - column, WINOGRAD_TILE))
+        with T.serial(0, rows) as y, T.serial(0, columns) as x:
+            start = T.Bind((y * WINOGRAD_TILE + x) * chunk.channels)
+            offsets = [index * _LANES for index in range(chunk.vectors)]
+            sums = [T.Bind(e.load(pixels, start + at, _LANES) + e.load(self._buffers["bias"], channel + at, _LANES)) for at in offsets]
+            self._epilogue.store(sums, chunk, Place(row + y, column + x, channel, channel))
+
+
+def _at_most(index: Expr, last: int) -> Expr:
+    return T.Bind(T.min(index, last))
 
 
 def _transform_input(d: Sequence[Expr]) -> list[Expr]:

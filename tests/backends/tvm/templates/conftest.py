@@ -221,15 +221,14 @@ def compile_kernel(launcher: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def check(
-    compile_kernel: Callable[[ConvolutionKernel, str], CompiledKernel], emulated_amx: Callable[[], int]
-) -> Callable[[ConvolutionKernel, str], None]:
-    """Compile, run, and compare every output. AMX is emulated where it is missing; the vector instructions around it are not."""
+def check(compile_kernel: Callable[[ConvolutionKernel, str], CompiledKernel], emulated_amx: Callable[[], int]) -> Callable[..., None]:
+    """Compile, run, and compare every output. ``change`` alters the random case. Of AMX only the tiles are emulated."""
 
-    def check_one(kernel: ConvolutionKernel, target: str) -> None:
+    def check_one(kernel: ConvolutionKernel, target: str, change: Callable[[Case], None] = lambda case: None) -> None:
         if reason := available("x86-64-vnni" if target == "x86-64-amx" else target):
             pytest.skip(reason)
         case = make_case(kernel)
+        change(case)
         actual = compile_kernel(kernel, target)(case)
         assert np.array_equal(actual, expected(case))
 

@@ -8,10 +8,11 @@ import pytest
 from qcompiler import native
 from qcompiler.backends.tvm import templates
 from qcompiler.backends.tvm.kernels import Activation, ConvolutionKernel, Requantization, ResidualAdd
+from qcompiler.backends.tvm.templates import layout
 from qcompiler.errors import TargetError
 
 TARGETS = ("x86-64-v3", "x86-64-vnni", "x86-64-amx")
-Check = Callable[[ConvolutionKernel, str], None]
+Check = Callable[..., None]
 HIGH = Requantization("high", True, 3, 0, 255)
 
 
@@ -85,6 +86,47 @@ def test_shapes(name: str, target: str, check: Check) -> None:
 @pytest.mark.parametrize("name", DEPTHWISE)
 def test_depthwise_shapes(name: str, target: str, check: Check) -> None:
     check(DEPTHWISE[name], target)
+
+
+WINOGRAD = {
+    "whole tiles": convolution((8, 12), (32, 128), (3, 3), padding=(1, 1)),
+    "tiles past the end, no halo to read there": convolution((18, 11), (64, 64), (3, 3), padding=(0, 1), extra_halo=(1, 0, 2, 0)),
+    "output halo": convolution((8, 8), (64, 64), (3, 3), padding=(1, 1), output_halo=(1, 1, 2, 1)),
+    "two parts": convolution((8, 8), (256, 64), (3, 3), padding=(1, 1)),
+    "signed": convolution(
+        (8, 8), (64, 64), (3, 3), padding=(1, 1), dtypes=("int8", "int8"), epilogue=Requantization("high", True, 1, -128, 127)
+    ),
+    "residual add": convolution(
+        (8, 8), (64, 64), (3, 3), padding=(1, 1), epilogue=ResidualAdd(Activation(8, 8, 64, "uint8"), True, 3, 18, 100, 0, 255)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WINOGRAD)
+def test_winograd(name: str, check: Check) -> None:
+    assert layout.uses_winograd(WINOGRAD[name], "x86-64-vnni")
+    check(WINOGRAD[name], "x86-64-vnni")
+
+
+@pytest.mark.parametrize("channels", [224, 256])
+@pytest.mark.parametrize("extreme", [0, 255])
+def test_winograd_at_the_ends_of_its_range(channels: int, extreme: int, check: Check) -> None:
+    """The largest sums that there can be, of both signs: inputs of one value and weights of -128, or 127, or alternating."""
+    kernel = convolution((8, 8), (channels, 64), (3, 3), padding=(1, 1), epilogue=None)
+
+    def change(case: Any) -> None:
+        case.input[:] = extreme
+        weight = case.constants["weight"]
+        weight[:24], weight[24:48] = -128, 127
+        weight[48:, :, ::2], weight[48:, :, 1::2] = -128, 127
+
+    check(kernel, "x86-64-vnni", change)
+
+
+def test_winograd_only_where_it_is_faster() -> None:
+    assert not layout.uses_winograd(convolution((8, 8), (512, 64), (3, 3), padding=(1, 1)), "x86-64-vnni")
+    assert not layout.uses_winograd(convolution((5, 5), (64, 64), (3, 3), padding=(1, 1)), "x86-64-vnni")
+    assert not layout.uses_winograd(WINOGRAD["whole tiles"], "x86-64-amx")
 
 
 def requantization(form: Any, output: str, per_channel: bool) -> Requantization:
