@@ -28,3 +28,11 @@ def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], int]:
     library.amx_emulator_count.restype = ctypes.c_ulong
     assert library.amx_emulator_install() == 0
     return lambda: int(library.amx_emulator_count())
+
+
+@pytest.fixture
+def amx_machine(emulated_amx: Callable[[], int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Target detection sees a machine with AMX, real or emulated."""
+    features = native.cpu_features() | {"amx-tile", "amx-int8"}
+    monkeypatch.setattr(native, "cpu_features", lambda: features)
+    monkeypatch.setattr(native, "request_amx", lambda: True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import fx
 
-TARGETS = ("x86-64-v3", "x86-64-vnni")
+TARGETS = ("x86-64-v3", "x86-64-vnni", "x86-64-amx")
 
 
 def _requantized(p: Any, x: fx.Node, *layer: Any, form: str = "high", signed: bool = False, **options: Any) -> fx.Node:
@@ -86,21 +86,10 @@ def _program(new: Callable[[], Any]) -> Any:
     return program.finish(*(case(program) for case in CASES.values()))
 
 
-@pytest.fixture(scope="module", params=TARGETS)
-def compiled(request: pytest.FixtureRequest, integer_program: Any, compile_for: Any) -> tuple[Any, Any]:
+@pytest.mark.parametrize("target", TARGETS)
+def test_equals_reference(target: str, integer_program: Any, compile_for: Any, differences: Any, request: pytest.FixtureRequest) -> None:
+    if target == "x86-64-amx":
+        request.getfixturevalue("amx_machine")
     program = _program(integer_program)
-    return program, compile_for(program, request.param)
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("batch", [1, 3, 17])
-def test_equals_reference(compiled: tuple[Any, Any], random_inputs: Any, batch: int, threads: int) -> None:
-    program, executable = compiled
-    inputs = random_inputs(program, batch)
-    executable.set_threads(threads)
-    different = [
-        name
-        for name, want, got in zip(CASES, program.run_integer(*inputs), executable.run_integer(*inputs), strict=True)
-        if want.dtype != got.dtype or not torch.equal(want, got)
-    ]
-    assert not different
+    executable = compile_for(program, target)
+    assert not differences(program, executable, list(CASES), batches=(1, 3) if target == "x86-64-amx" else (1, 3, 17))
