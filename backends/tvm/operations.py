@@ -252,9 +252,15 @@ def _matmul(planner: Planner, node: fx.Node) -> None:
     inner = [View(view.storage, view.dtype, view.shape[:-1], view.strides[:-1], view.offset) for view in (left, right)]
     shape, (walk_a, walk_b, target) = loop_nest(output.shape, [*inner, output])
     steps = (left.strides[-1], right.strides[-1])
-    operands = [dataclasses.replace(walk, strides=(*walk.strides, step)) for walk, step in zip((walk_a, walk_b), steps, strict=True)]
-    zero_points = argument(node, "zero_point_a"), argument(node, "zero_point_b")
-    kernel = ProductKernel(shape, length, *operands, target, *zero_points)
+    kernel = ProductKernel(
+        shape=shape,
+        length=length,
+        a=dataclasses.replace(walk_a, strides=(*walk_a.strides, steps[0])),
+        b=dataclasses.replace(walk_b, strides=(*walk_b.strides, steps[1])),
+        output=target,
+        zero_point_a=argument(node, "zero_point_a"),
+        zero_point_b=argument(node, "zero_point_b"),
+    )
     planner.call(kernel, [(view.storage, pointer_offset(view) * ITEM_SIZE[view.dtype]) for view in (left, right, output)], node)
 
 
