@@ -176,6 +176,9 @@ class Epilogue:
         """The other feature map's values in the order of the accumulators."""
         at = position(epilogue.operand, place.row, place.column) + place.channel
         natural = e.load(self._buffers["operand"], at, chunk.channels)
+        words = _operand_words(natural, chunk)
+        if words:
+            return [value for word in words for value in _unpack_words(word)]
         orders = chunk.accumulator_order.reshape(chunk.vectors, chunk.lanes)
         return [e.cast(e.pick(natural, order), "int32") for order in orders]
 
@@ -190,6 +193,26 @@ class Epilogue:
         count = e.lanes(like)
         start, half = place.offset + index * count, count // 2
         return e.load(self._buffers[name], start, half), e.load(self._buffers[name], start + half, half)
+
+
+def _operand_words(natural: Expr, chunk: Chunk) -> list[Expr]:
+    """A residual operand as int16 whose punpckl/hwd give the order of a chunk's accumulators; empty where there is no short way to it."""
+    element = str(natural.ty.dtype).split("x")[0]
+    if chunk.vectors == 2 and element != "int32":
+        return [e.cast(natural, "int16")]
+    if chunk.vectors == 4 and element in ("int8", "uint8"):
+        # Each byte on top of its word, then shifted down with its sign or without.
+        tops = [e.interleave(e.constant(0, "int8", e.lanes(natural)), e.reinterpret(natural, "int8"), half) for half in (0, 1)]
+        wide = "int16" if element == "int8" else "uint16"
+        down = [T.Bind(T.shift_right(e.reinterpret(top, wide), e.constant(8, wide, e.lanes(top) // 2))) for top in tops]
+        return [e.reinterpret(word, "int16") for word in down]
+    return []
+
+
+def _unpack_words(word: Expr) -> list[Expr]:
+    """Two vectors of int32 from one of int16, by halves of its 128-bit lanes."""
+    tops = [e.reinterpret(e.interleave(e.constant(0, "int16", e.lanes(word)), word, half), "int32") for half in (0, 1)]
+    return [T.Bind(T.shift_right(top, e.constant(16, "int32", e.lanes(top)))) for top in tops]
 
 
 def _join_words(values: Sequence[Expr]) -> list[Expr]:
