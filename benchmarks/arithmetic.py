@@ -1,8 +1,8 @@
 """Worst-case errors of the requantization forms, and the speed of the reference kernels: the tables of docs/arithmetic.md.
 
 ``python benchmarks/arithmetic.py errors`` multiplies every integer of [-2^20, 2^20] by random factors of each order of magnitude and
-compares with the real product, in 64-bit integers, hence exactly. ``python benchmarks/arithmetic.py speed`` times the integer
-layers of ResNet-20.
+compares with the real product, in 64-bit integers, hence exactly. ``python benchmarks/arithmetic.py rows`` compares softmax and
+normalization with float64 on random rows. ``python benchmarks/arithmetic.py speed`` times the integer layers of ResNet-20.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 import qcompiler.ir.ops  # noqa: F401  # registers torch.ops.qc
-from qcompiler.arithmetic import REQUANTIZE, Dyadic, choose, choose_residual
+from qcompiler.arithmetic import REQUANTIZE, Dyadic, choose, choose_residual, exponential_table, normalize, softmax
 from qcompiler.arithmetic.dyadic import FORMS
+from qcompiler.arithmetic.normalize import OUTPUT_FRACTION_BITS
 
 Seconds = defaultdict[str, float]
 
 BOUND = 1 << 20
+ROWS, ROW_LENGTHS = 500, (16, 64, 197, 384, 768, 4096)
 LIMIT = 255  # of |y - zero point| in an 8-bit output
 NUMERATOR_BITS = 40  # factors are 40-bit integers over a power of two: their products with BOUND stay under 2^60
 EXPONENTS = (-20, -16, -12, -8, -6, -4, -2, 0)
@@ -29,12 +31,14 @@ EXPONENTS = (-20, -16, -12, -8, -6, -4, -2, 0)
 def main() -> None:
     """Print the table that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=["errors", "speed"])
+    parser.add_argument("table", choices=["errors", "rows", "speed"])
     parser.add_argument("--factors", type=int, default=20, help="factors tried in each order of magnitude")
     parser.add_argument("--images", type=int, default=1000)
     arguments = parser.parse_args()
     if arguments.table == "errors":
         print_errors(arguments.factors)
+    elif arguments.table == "rows":
+        print_rows()
     else:
         print_speed(arguments.images)
 
@@ -49,6 +53,35 @@ def print_errors(count: int) -> None:
         cells = [worst_errors(form, numerators, exponent) for form in FORMS]
         row = " | ".join(f"{measured - 0.5:.1e} | {bound - 0.5:.1e}" for measured, bound in cells)
         print(f"| 2^{exponent - 1} .. 2^{exponent} | {row} |")
+
+
+def print_rows() -> None:
+    """Largest error of softmax in steps of its 8- and 16-bit outputs, and of normalization relative to the largest value."""
+    generator = torch.Generator().manual_seed(0)
+    print("| row length | softmax, 8 bits | softmax, 16 bits | normalize, int8 rows | normalize, int16 rows |\n|---|---|---|---|---|")
+    for length in ROW_LENGTHS:
+        scores = torch.randint(0, 256, (ROWS, length), dtype=torch.uint8, generator=generator)
+        cells = [f"{worst_softmax_error(scores, bits):.3f}" for bits in (8, 16)]
+        for spread in (30, 8000):
+            rows = (torch.randn(ROWS, length, generator=generator) * spread).round().clamp(-4 * spread, 4 * spread)
+            cells.append(f"{worst_normalization_error(rows.to(torch.int32)):.1e}")
+        print(f"| {length} | " + " | ".join(cells) + " |")
+
+
+def worst_softmax_error(scores: Tensor, bits: int) -> float:
+    """In output steps, over several scales of the scores."""
+    worst = 0.0
+    for scale in (0.01, 0.03, 0.1):
+        exact = torch.softmax(scores.double() * scale, dim=-1) * ((1 << bits) - 1)
+        worst = max(worst, float((softmax(scores, exponential_table(scale), bits) - exact).abs().max()))
+    return worst
+
+
+def worst_normalization_error(rows: Tensor) -> float:
+    """Over the largest magnitude of the exact results."""
+    exact = torch.nn.functional.layer_norm(rows.double(), (rows.shape[-1],), eps=0.0) / rows.shape[-1] ** 0.5
+    result = normalize(rows, 0, 0, True) / 2.0**OUTPUT_FRACTION_BITS
+    return float((result - exact).abs().max() / exact.abs().max())
 
 
 def worst_errors(form: str, numerators: list[int], exponent: int) -> tuple[float, float]:

@@ -37,15 +37,15 @@ def softmax(x: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
     exponentials = table.to(torch.int64)[differences]
     total = exponentials.sum(dim=-1, keepdim=True)
     length = bit_length(total).to(torch.int64)
-    reciprocal = _reciprocal((total << (31 - length)) >> 16)
+    reciprocal = newton_reciprocal((total << (31 - length)) >> 16)
     high = (1 << bits) - 1
     scaled = ((exponentials * reciprocal) >> 15) * high
     rounded = (scaled + (torch.ones_like(length) << (length - 2))) >> (length - 1)
     return rounded.clamp(0, high).to(torch.uint8 if bits <= 8 else torch.int32)
 
 
-def _reciprocal(f: torch.Tensor) -> torch.Tensor:
-    """2^29 / f for f in [2^14, 2^15), within 4 units; two Newton steps from a line."""
+def newton_reciprocal(f: torch.Tensor) -> torch.Tensor:
+    """2^29 / f for f in [2^14, 2^15), within 2 units; two Newton steps from a line."""
     y = 47747 - f
     for _ in range(2):
         y = (y * (65536 - ((f * y) >> 14))) >> 15

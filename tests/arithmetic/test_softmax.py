@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcompiler.arithmetic.softmax import MAXIMUM_ROW, exponential_table, softmax
+from qcompiler.arithmetic.softmax import MAXIMUM_ROW, exponential_table, newton_reciprocal, softmax
 
 
 def softmax_of_unbounded_integers(row: list[int], table: list[int], bits: int) -> list[int]:
@@ -41,6 +41,13 @@ def test_longest_row_stays_in_int32() -> None:
     assert total < 2**31
     uniform = torch.zeros(MAXIMUM_ROW, dtype=torch.int8)
     assert softmax(uniform, table, 16).tolist() == [1] * MAXIMUM_ROW
+
+
+def test_reciprocal_over_its_whole_interval() -> None:
+    f = torch.arange(1 << 14, 1 << 15)
+    y = newton_reciprocal(f)
+    assert (y - 2.0**29 / f.double()).abs().max() < 2
+    assert y.max() < 1 << 15
 
 
 def test_rows_are_independent_and_shift_invariant() -> None:
