@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qcompiler import arithmetic
 from qcompiler.backends.tvm.driver import EXPORTS, driver_source, symbol_of
 from qcompiler.backends.tvm.plan import Plan, Step, encode
 from qcompiler.errors import TargetError
@@ -145,13 +146,13 @@ def _cache_name(symbol: str, target: str) -> str:
 
 @functools.cache
 def _generator_version() -> str:
-    """Changes with the TVM version and with every file of this back end: whatever decides about a kernel's code."""
+    """Changes with the TVM version and with every file that decides about a kernel's code: this back end's and the arithmetic's."""
     digest = hashlib.sha256()
     for package in ("apache-tvm", "apache-tvm-ffi"):
         digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
-    root = Path(__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    for root in (Path(__file__).parent, Path(arithmetic.__file__).parent):
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
