@@ -45,8 +45,8 @@ class Quantize(Pass):
 
     w: int = 8
     a: int = 8
-    observer: ObserverKind = "min-max"
-    weight_observer: ObserverKind = "min-max"
+    observer: ObserverKind = "mse"
+    weight_observer: ObserverKind = "mse"
     symmetric: bool = False
     per_channel: bool = True
 

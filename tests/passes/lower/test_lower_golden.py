@@ -40,7 +40,10 @@ class Network(nn.Module):
 @pytest.mark.parametrize("stage", ["qdq", "integer"])
 def test_golden_text(stage: str) -> None:
     program = capture(Network().eval(), torch.zeros(2, 2, 4, 4))
-    text = {"qdq": "canonicalize,quantize{observer=min-max}", "integer": "canonicalize,quantize{observer=min-max},lower-integer"}[stage]
+    text = {
+        "qdq": "canonicalize,quantize{observer=min-max,weight_observer=min-max}",
+        "integer": "canonicalize,quantize{observer=min-max,weight_observer=min-max},lower-integer",
+    }[stage]
     data = torch.arange(2 * 2 * 16).reshape(2, 2, 4, 4) / 32 - 1
     found = PassManager(parse_pipeline(text)).run(program, CalibrationData([data], program.inputs)).text()
     path = GOLDEN / f"lower-{stage}.txt"

@@ -149,7 +149,7 @@ def test_integers_are_those_of_the_simulation_up_to_one_step(compile_network, ca
     assert not expected or set(compiled.ops) == expected
 
 
-@pytest.mark.parametrize("options", ["symmetric=true", "a=6,w=4", "per_channel=false", "observer=mse,weight_observer=mse"])
+@pytest.mark.parametrize("options", ["symmetric=true", "a=6,w=4", "per_channel=false", "observer=min-max,weight_observer=min-max"])
 def test_options_of_quantize(compile_network, options: str) -> None:
     def function(first: nn.Module, second: nn.Module, x: Tensor) -> Tensor:
         y = F.relu(first(x))
