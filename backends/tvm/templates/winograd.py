@@ -67,6 +67,7 @@ class _WinogradKernel:
                 register_blocks = layout.block // layout.register_block
                 with T.serial(0, layout.parts) as part, T.serial(0, _POINTS) as point, T.serial(0, register_blocks) as block:
                     self._multiply(inputs, sums, number, part, point, T.Bind(block * layout.register_block))
+                e.keep_loads_here()
                 with T.serial(0, layout.block) as tile:
                     row, column = self._tile_position(first + tile)
                     with T.serial(0, panel // _LANES) as vector:
