@@ -16,6 +16,7 @@ from qcompiler.backends.tvm.kernels import ConvolutionKernel, Requantization, Re
 from qcompiler.backends.tvm.templates.layout import (
     OPERAND_LANES,
     WINOGRAD_FILTER,
+    WINOGRAD_MULTIPLIED_VECTORS,
     Chunk,
     DepthwiseLayout,
     MatrixLayout,
@@ -150,12 +151,13 @@ def _depthwise_weights(layout: DepthwiseLayout, weight: NDArray[np.int8]) -> Arr
 
 
 def _winograd_weights(layout: WinogradLayout, weight: NDArray[np.int8], channels: Integers) -> Array:
-    """``G g G^T`` in integers, [panel][part][point][pair of inputs][vector][lane][2]."""
+    """``G g G^T`` in integers, [panel][part][point][group of vectors][pair of inputs][vector][lane][2]."""
     left = np.einsum("pk,oikx->oipx", WINOGRAD_FILTER, weight.astype(np.int32), optimize=True)
     points = np.einsum("oipx,qx->pqoi", left, WINOGRAD_FILTER, optimize=True).astype(np.int16)
     chunk, pairs = layout.chunk, layout.inputs // (2 * layout.parts)
-    by_lane = points.reshape(-1, *weight.shape[:2])[:, channels].reshape(36, -1, chunk.vectors, chunk.lanes, layout.parts, pairs, 2)
-    return np.ascontiguousarray(by_lane.transpose(1, 4, 0, 5, 2, 3, 6)).reshape(-1)
+    grouped = (chunk.vectors // WINOGRAD_MULTIPLIED_VECTORS, WINOGRAD_MULTIPLIED_VECTORS, chunk.lanes)
+    by_lane = points.reshape(-1, *weight.shape[:2])[:, channels].reshape(36, -1, *grouped, layout.parts, pairs, 2)
+    return np.ascontiguousarray(by_lane.transpose(1, 5, 0, 2, 6, 3, 4, 7)).reshape(-1)
 
 
 # Parameters of the epilogue

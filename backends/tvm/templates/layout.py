@@ -385,10 +385,11 @@ WINOGRAD_FILTER = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1,
 WINOGRAD_TILE = 4  # rows and columns of outputs
 _WINOGRAD_RANGE = 2**25  # of the sums that are recovered exactly
 _WINOGRAD_VECTORS = 4
-_WINOGRAD_REGISTER_BLOCK = 7  # tiles: 28 sums and 4 weights are all registers there are; inputs are memory operands
+_WINOGRAD_REGISTER_BLOCK = 8  # tiles: 16 sums by two vectors leave registers for what the compiler keeps of the epilogue
 _WINOGRAD_BLOCK = 8  # tiles: their transformed inputs and sums stay in the second-level cache
 _WINOGRAD_SMALLEST_BLOCK = 4  # tiles: below, each weight is used too few times
-_WINOGRAD_CHANNELS = 256  # beyond, the weights, eight times their size, come from memory: slower than the direct kernel
+_WINOGRAD_WEIGHT_BYTES = 3 << 19  # of transformed weights; more do not stay in the second-level cache, and the direct kernel is faster
+WINOGRAD_MULTIPLIED_VECTORS = 2  # of output channels at a time; their weights lie together
 _WINOGRAD_OUTPUT_COST = 250  # cycles for the output transform of a tile and 16 channels
 _WINOGRAD_INPUT_COST = 12  # cycles for the input transform of a tile and one channel
 
@@ -450,7 +451,8 @@ def uses_winograd(kernel: ConvolutionKernel, target: str) -> bool:
 def _suits_winograd(kernel: ConvolutionKernel) -> bool:
     inputs, outputs = kernel.input.channels, kernel.output.channels
     is_3x3 = kernel.kernel == (3, 3) and kernel.stride == kernel.dilation == (1, 1) and kernel.groups == 1
-    return is_3x3 and inputs % 32 == outputs % 64 == 0 and inputs <= _WINOGRAD_CHANNELS
+    weight_bytes = 2 * (WINOGRAD_TILE + 2) ** 2 * inputs * outputs
+    return is_3x3 and inputs % 32 == outputs % 64 == 0 and weight_bytes <= _WINOGRAD_WEIGHT_BYTES
 
 
 def _is_faster_by_winograd(kernel: ConvolutionKernel) -> bool:

@@ -23,7 +23,13 @@ from qcompiler.backends.tvm.kernels import ConvolutionKernel
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.epilogue import Epilogue, Place, position
-from qcompiler.backends.tvm.templates.layout import WINOGRAD_TILE, WinogradLayout, kernel_parameters, winograd_layout
+from qcompiler.backends.tvm.templates.layout import (
+    WINOGRAD_MULTIPLIED_VECTORS,
+    WINOGRAD_TILE,
+    WinogradLayout,
+    kernel_parameters,
+    winograd_layout,
+)
 
 _INPUT = WINOGRAD_TILE + 2  # rows and columns of the inputs that a tile takes
 _POINTS = _INPUT * _INPUT
@@ -56,17 +62,24 @@ class _WinogradKernel:
         """A parallel loop over blocks of tiles."""
         layout, panel = self._layout, self._layout.chunk.channels
         with e.parallel(layout.rows * layout.columns // layout.block) as task:
-            inputs = T.alloc_buffer((_POINTS * layout.block * layout.inputs,), "int16", scope="local")
-            sums = T.alloc_buffer((layout.parts * _POINTS * layout.block * panel,), "int32", scope="local")
-            pixels = T.alloc_buffer((WINOGRAD_TILE * WINOGRAD_TILE * panel,), "int32", scope="local")
+            inputs = e.scratch(_POINTS * layout.block * layout.inputs, "int16")
+            sums = e.scratch(layout.parts * _POINTS * layout.block * panel, "int32")
+            pixels = e.scratch(WINOGRAD_TILE * WINOGRAD_TILE * panel, "int32")
             first = T.Bind(task * layout.block)
             with T.serial(0, layout.block) as tile, T.serial(0, layout.inputs // _WORDS) as group:
                 row, column = self._tile_position(first + tile)
                 self._transform_inputs(inputs, row, column, tile, T.Bind(group * _WORDS))
             with T.serial(0, layout.outputs // panel) as number:
                 register_blocks = layout.block // layout.register_block
-                with T.serial(0, layout.parts) as part, T.serial(0, _POINTS) as point, T.serial(0, register_blocks) as block:
-                    self._multiply(inputs, sums, number, part, point, T.Bind(block * layout.register_block))
+                vector_groups = layout.chunk.vectors // WINOGRAD_MULTIPLIED_VECTORS
+                with (
+                    T.serial(0, layout.parts) as part,
+                    T.serial(0, _POINTS) as point,
+                    T.serial(0, register_blocks) as block,
+                    T.serial(0, vector_groups) as group,
+                ):
+                    first_vector = T.Bind(group * WINOGRAD_MULTIPLIED_VECTORS)
+                    self._multiply(inputs, sums, number, part, point, T.Bind(block * layout.register_block), first_vector)
                 e.keep_loads_here()
                 with T.serial(0, layout.block) as tile:
                     row, column = self._tile_position(first + tile)
@@ -97,24 +110,27 @@ class _WinogradKernel:
         unsigned = T.Bind(T.bitwise_and(words, e.constant(255, "int16", _WORDS)))
         return T.Bind(unsigned - e.constant(128, "int16", _WORDS))
 
-    def _multiply(self, inputs: Buffer, sums: Buffer, number: Expr, part: Expr, point: Expr, first: Expr) -> None:
-        """One of the 36 matrix products: some tiles by a panel of output channels, over a part of the input channels in pairs."""
+    def _multiply(self, inputs: Buffer, sums: Buffer, number: Expr, part: Expr, point: Expr, first: Expr, vector: Expr) -> None:
+        """Of one of the 36 matrix products: some tiles by some vectors of a panel, over a part of the input channels in pairs."""
         layout = self._layout
         vectors, pairs, tiles = layout.chunk.vectors, layout.inputs // (2 * layout.parts), layout.register_block
-        total = e.Sums([e.constant(0, "int32", _LANES)] * (tiles * vectors))
+        total = e.Sums([e.constant(0, "int32", _LANES)] * (tiles * WINOGRAD_MULTIPLIED_VECTORS))
         slice_number = T.Bind((number * layout.parts + part) * _POINTS + point)
         weights = T.Bind(slice_number * (pairs * vectors * _WORDS))
         start = T.Bind((point * layout.block + first) * layout.inputs + part * (2 * pairs))
         with T.serial(0, pairs) as pair:
-            factors = [e.load(self._buffers["weights"], weights + (pair * vectors + index) * _WORDS, _WORDS) for index in range(vectors)]
+            of_pair = T.Bind(weights + (vector * pairs + pair * WINOGRAD_MULTIPLIED_VECTORS) * _WORDS)
+            factors = [e.load(self._buffers["weights"], of_pair + index * _WORDS, _WORDS) for index in range(WINOGRAD_MULTIPLIED_VECTORS)]
             for tile in range(tiles):
                 two = T.Bind(T.reinterpret(inputs[T.Ramp(start + tile * layout.inputs + pair * 2, 1, 2)], dtype="int32"))
                 everywhere = e.reinterpret(T.Broadcast(two, _LANES), "int16")
                 for index, factor in enumerate(factors):
-                    total[tile * vectors + index] = e.dot_word_pairs(total[tile * vectors + index], everywhere, factor)
-        at = T.Bind(((part * _POINTS + point) * layout.block + first) * (vectors * _LANES))
-        for index in range(tiles * vectors):
-            e.store(sums, at + index * _LANES, total[index])
+                    number_of_sum = tile * WINOGRAD_MULTIPLIED_VECTORS + index
+                    total[number_of_sum] = e.dot_word_pairs(total[number_of_sum], everywhere, factor)
+        at = T.Bind(((part * _POINTS + point) * layout.block + first) * (vectors * _LANES) + vector * _LANES)
+        for tile in range(tiles):
+            for index in range(WINOGRAD_MULTIPLIED_VECTORS):
+                e.store(sums, at + (tile * vectors + index) * _LANES, total[tile * WINOGRAD_MULTIPLIED_VECTORS + index])
 
     def _transform_sums(self, sums: Buffer, pixels: Buffer, tile: Expr, lane: Expr) -> None:
         """``A^T m A`` of 16 channels of a tile, divided by 576, summed over the parts: [row][column][channel]."""
