@@ -13,8 +13,6 @@ from qcompiler.backends.reference import backend as reference
 from qcompiler.backends.tvm.planner import make_plan
 from qcompiler.backends.tvm.target import TARGETS
 
-LARGEST_BATCH_ON_AMX = 4  # instructions that trap are a thousand times slower
-
 
 @pytest.fixture(scope="module")
 def resnet(resnet20: nn.Module, cifar10_calibration: torch.Tensor) -> Any:
@@ -29,7 +27,6 @@ def test_resnet20(target: str, resnet: Any, cifar10_test: Any, compile_for: Any,
     images = cifar10_test[0]
     if target == "x86-64-amx":
         request.getfixturevalue("amx_machine")
-        images = images[:LARGEST_BATCH_ON_AMX]
     kept = list(dict.fromkeys(step.nodes[-1] for step in make_plan(resnet, TARGETS[target]).body if step.nodes[-1] not in _inputs(resnet)))
     executable = compile_for(resnet, target, keep=kept)
     expected = reference.load(resnet, reference.compile(resnet, "reference", keep=kept)).run(images)
