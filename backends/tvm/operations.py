@@ -249,8 +249,8 @@ def _matmul(planner: Planner, node: fx.Node) -> None:
     left = a.unsqueeze(len(a.shape) - 1).expand((*lead, rows, columns, length))
     right = b.permute([*range(len(b.shape) - 2), len(b.shape) - 1, len(b.shape) - 2])
     right = right.unsqueeze(len(b.shape) - 2).expand((*lead, rows, columns, length))
-    inner = [View(view.storage, view.dtype, view.shape[:-1], view.strides[:-1], view.offset) for view in (left, right)]
-    shape, (walk_a, walk_b, target) = loop_nest(output.shape, [*inner, output])
+    starts = [view.select(len(lead) + 2, 0) for view in (left, right)]
+    shape, (walk_a, walk_b, target) = loop_nest(output.shape, [*starts, output])
     steps = (left.strides[-1], right.strides[-1])
     kernel = ProductKernel(
         shape=shape,
@@ -277,7 +277,7 @@ def _normalize(planner: Planner, node: fx.Node) -> None:
 def _rows(planner: Planner, node: fx.Node, operation: Softmax | Normalize, tables: list[tuple[Storage, int]]) -> None:
     """An operation on each row along the last dimension."""
     x, output = planner.value(argument(node, "x")), planner.allocate(node)
-    starts = [View(view.storage, view.dtype, view.shape[:-1], view.strides[:-1], view.offset) for view in (x, output)]
+    starts = [view.select(len(view.shape) - 1, 0) for view in (x, output)]
     shape, walks = loop_nest(output.shape[:-1], starts)
     operands = [dataclasses.replace(walk, strides=(*walk.strides, view.strides[-1])) for walk, view in zip(walks, (x, output), strict=True)]
     kernel = RowKernel(operation, shape, x.shape[-1], *operands)
