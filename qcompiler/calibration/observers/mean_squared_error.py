@@ -14,6 +14,7 @@ from qcompiler.calibration.observers.histogram import Histogram, HistogramObserv
 
 _COARSE = 16
 _REFINEMENTS = 3
+_PIECE = 16
 _FINER = np.arange(-3, 4, dtype=np.float64) / 4.0
 
 
@@ -62,7 +63,7 @@ def _best_shares(
     """The best pair of the grid; an end that is zero anyway has only itself to offer. Ties go to the widest range."""
     low_shares = low_shares[::-1] if low < 0 else np.ones(1)
     high_shares = high_shares[::-1] if high > 0 else np.ones(1)
-    pairs_low, pairs_high = (grid.ravel() for grid in np.meshgrid(low_shares, high_shares, indexing="ij"))
+    pairs_low, pairs_high = np.repeat(low_shares, len(high_shares)), np.tile(high_shares, len(low_shares))
     errors = [
         squared_error(values, counts, low * some_low, high * some_high, steps)
         for some_low, some_high in zip(_pieces(pairs_low), _pieces(pairs_high), strict=True)
@@ -73,7 +74,7 @@ def _best_shares(
 
 def _pieces(pairs: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     """A few pairs at a time: the table of errors (pairs x bins) then stays in the cache."""
-    return np.array_split(pairs, -(-len(pairs) // 16))
+    return [pairs[start : start + _PIECE] for start in range(0, len(pairs), _PIECE)]
 
 
 def _around(share: float, spacing: float) -> NDArray[np.float64]:
