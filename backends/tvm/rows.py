@@ -11,14 +11,11 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import BufferStore, For, ForKind, SeqStmt, Stmt
 
-from qcompiler.arithmetic.normalize import magnitude_bits
+from qcompiler.arithmetic.normalize import LARGEST_EPSILON, ROOT_START, ROOT_STEPS, magnitude_bits
+from qcompiler.arithmetic.softmax import RECIPROCAL_START, RECIPROCAL_STEPS, TABLE_ENTRIES
 from qcompiler.backends.tvm.kernels import Normalize, Operand, ProductKernel, RowKernel, Softmax
 from qcompiler.backends.tvm.shifts import amount, rounding_shift
 from qcompiler.backends.tvm.target import KernelTarget
-
-_TABLE_ENTRIES = 256
-_NEWTON_STEPS = {"reciprocal": 2, "square root": 4}
-_LARGEST_EPSILON = 1 << 29
 
 
 def emit_product(kernel: ProductKernel, target: KernelTarget) -> tirx.PrimFunc:
@@ -45,7 +42,7 @@ def emit_rows(kernel: RowKernel, target: KernelTarget) -> tirx.PrimFunc:
     """Softmax or normalization, row by row."""
     extents = (*kernel.shape, kernel.length)
     x, output = _buffer("x", kernel.operand, extents), _buffer("output", kernel.output, extents)
-    table = tirx.decl_buffer((_TABLE_ENTRIES,), "int32", name="table")
+    table = tirx.decl_buffer((TABLE_ENTRIES,), "int32", name="table")
 
     def row(index: list[Expr]) -> Stmt:
         def load(step: Expr) -> Expr:
@@ -105,8 +102,8 @@ def _softmax(operation: Softmax, length: int, load: Load, table: tirx.Buffer, st
             total.set(0),
             _steps(length, lambda step: total.set(total.value + exponential(step))),
             bits.set(32 - tirx.clz(total.value)),
-            reciprocal.set(47747 - f),
-            *[reciprocal.set((y * (65536 - ((f * y) >> 14))) >> 15)] * _NEWTON_STEPS["reciprocal"],
+            reciprocal.set(RECIPROCAL_START - f),
+            *[reciprocal.set((y * (65536 - ((f * y) >> 14))) >> 15)] * RECIPROCAL_STEPS,
             _steps(length, lambda step: store(step, probability(step))),
         ]
     )
@@ -127,7 +124,7 @@ def _normalize(operation: Normalize, length: int, load: Load, store: Store) -> S
         return reduced(step).astype("int64") * reduced(step).astype("int64")
 
     epsilon = tirx.const(operation.epsilon, "int64") >> amount(2 * shift.value.astype("int64"))
-    epsilon = tirx.min(epsilon, tirx.const(_LARGEST_EPSILON, "int64"))
+    epsilon = tirx.min(epsilon, tirx.const(LARGEST_EPSILON, "int64"))
     v, y = power.value << amount(2 * even.value), root.value
     return SeqStmt(
         [
@@ -141,8 +138,8 @@ def _normalize(operation: Normalize, length: int, load: Load, store: Store) -> S
             _steps(length, lambda step: power.set(power.value + square(step))),
             power.set(tirx.max(power.value + epsilon, tirx.const(1, "int64"))),
             even.set(tirx.max(30 - _bit_length(power.value, 64), 0) >> 1),
-            root.set(488000 - ((5 * v) >> 15)),
-            *[root.set((y * (tirx.const(3 << 30, "int64") - ((v * ((y * y) >> 8)) >> 28))) >> 31)] * _NEWTON_STEPS["square root"],
+            root.set(ROOT_START - ((5 * v) >> 15)),
+            *[root.set((y * (tirx.const(3 << 30, "int64") - ((v * ((y * y) >> 8)) >> 28))) >> 31)] * ROOT_STEPS,
             factor.set((root.value << amount(even.value)) >> 4),
             _steps(length, lambda step: store(step, reduced(step) * factor.value)),
         ]

@@ -25,7 +25,9 @@ OUTPUT_FRACTION_BITS = 29
 # |d| <= sqrt(V), and the reciprocal root is at most 2^-28 too large.
 OUTPUT_BOUND = (1 << OUTPUT_FRACTION_BITS) + 4
 MAXIMUM_ROW = 1 << 13  # N * (x - mean) fits int32 for x - zero_point of 17 bits
-_NEWTON_STEPS = 4
+LARGEST_EPSILON = 1 << 29  # in reduced units; beyond any sum of squares, it only has to stay there
+ROOT_START = 488000  # of the line 488000 - 5 v / 2^15 that the Newton steps start from
+ROOT_STEPS = 4
 
 
 def magnitude_bits(length: int) -> int:
@@ -47,10 +49,8 @@ def normalize(x: torch.Tensor, zero_point: int, epsilon: int, centre: bool) -> t
     shift = (bit_length(centred.abs().amax(dim=-1, keepdim=True)).to(torch.int64) - magnitude_bits(length)).clamp(min=0)
     rounding = (torch.ones_like(shift) << shift) >> 1
     reduced = (centred + rounding) >> shift
-    # epsilon may exceed any sum of squares: beyond 2^29 it only has to stay there
-    power = ((reduced * reduced).sum(dim=-1, keepdim=True) + (torch.full_like(shift, epsilon) >> (2 * shift)).clamp(max=1 << 29)).clamp(
-        min=1
-    )
+    reduced_epsilon = (torch.full_like(shift, epsilon) >> (2 * shift)).clamp(max=LARGEST_EPSILON)
+    power = ((reduced * reduced).sum(dim=-1, keepdim=True) + reduced_epsilon).clamp(min=1)
     even = (30 - bit_length(power).to(torch.int64)).clamp(min=0) >> 1
     root = reciprocal_square_root(power << (2 * even))
     return (reduced * ((root << even) >> 4)).to(torch.int32)
@@ -61,8 +61,8 @@ def reciprocal_square_root(v: torch.Tensor) -> torch.Tensor:
 
     The line that starts them is within 20 % on the whole interval, so that four steps leave only the last roundings.
     """
-    y = 488000 - ((5 * v) >> 15)
-    for _ in range(_NEWTON_STEPS):
+    y = ROOT_START - ((5 * v) >> 15)
+    for _ in range(ROOT_STEPS):
         square = (y * y) >> 8
         y = (y * ((3 << 30) - ((v * square) >> 28))) >> 31
     return y

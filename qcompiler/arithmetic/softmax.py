@@ -16,12 +16,14 @@ import torch
 
 EXPONENT_BITS = 15
 MAXIMUM_ROW = 1 << 16
-_TABLE_SIZE = 256
+TABLE_ENTRIES = 256
+RECIPROCAL_START = 47747  # of the line 47747 - f that the Newton steps start from
+RECIPROCAL_STEPS = 2
 
 
 def exponential_table(scale: float) -> torch.Tensor:
     """int32 [256]: round((2^15 - 1) * exp(-scale * d)) for a difference of d steps of ``scale`` below the row's maximum."""
-    differences = torch.arange(_TABLE_SIZE, dtype=torch.float64)
+    differences = torch.arange(TABLE_ENTRIES, dtype=torch.float64)
     return torch.round(((1 << EXPONENT_BITS) - 1) * torch.exp(-scale * differences)).to(torch.int32)
 
 
@@ -46,7 +48,7 @@ def softmax(x: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
 
 def newton_reciprocal(f: torch.Tensor) -> torch.Tensor:
     """2^29 / f for f in [2^14, 2^15), within 2 units; two Newton steps from a line."""
-    y = 47747 - f
-    for _ in range(2):
+    y = RECIPROCAL_START - f
+    for _ in range(RECIPROCAL_STEPS):
         y = (y * (65536 - ((f * y) >> 14))) >> 15
     return y
