@@ -8,7 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from qcompiler.pipeline.progress import Progress, SilentProgress
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qcompiler.calibration.data import CalibrationData
     from qcompiler.calibration.statistics import Observation, StatisticRequest
     from qcompiler.ir.program import Program
     from qcompiler.ir.types import Stage
@@ -45,20 +50,37 @@ class PassResult:
 
 @dataclass(frozen=True)
 class PassContext:
-    """What a pass may look at besides the program: the statistics that it asked for, by node name and observer."""
+    """What a pass may look at besides the program.
+
+    statistics: what it asked for, by node name.
+    target: what code will be generated for, where that is known.
+    data: the calibration data, for a pass with ``needs_data``; each iteration reads them from the start.
+    reference: the FLOAT program as it was right before the last pass from FLOAT to QDQ. Compute nodes keep their names on that way, so
+        that the node ``conv2d_3`` of the QDQ program has its float original under the same name here. None before such a pass.
+    progress: who is told where long work is.
+    directory: where long work may leave what lets it continue after it was killed; None: nowhere. The pass makes it if it needs it.
+    """
 
     statistics: Mapping[str, Observation] = field(default_factory=dict)
     target: str | None = None
+    data: CalibrationData | None = None
+    reference: Program | None = None
+    progress: Progress = field(default_factory=SilentProgress)
+    directory: Path | None = None
 
 
 @dataclass(frozen=True)
 class Pass(ABC):
-    """Base of all passes. Subclasses are frozen dataclasses; their fields are the options of the textual pipeline."""
+    """Base of all passes. Subclasses are frozen dataclasses; their fields are the options of the textual pipeline.
+
+    ``needs_data``: the pass reads ``context.data`` itself; without them the manager refuses the pipeline before anything runs.
+    """
 
     name: ClassVar[str]
     takes: ClassVar[Stage]
     gives: ClassVar[Stage]
     promise: ClassVar[Promise]
+    needs_data: ClassVar[bool] = False
 
     def statistics(self, program: Program) -> Sequence[StatisticRequest]:
         """Which statistics of which nodes the pass needs; the manager gathers all in one sweep over the calibration data."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from torch import fx
 
 from qcompiler.calibration.data import CalibrationData
-from qcompiler.errors import PassError, QCompilerError
+from qcompiler.errors import CalibrationError, PassError, QCompilerError
 from qcompiler.ir.program import PassRecord, Program
 from qcompiler.ir.provenance import describe
 from qcompiler.ir.types import Stage
@@ -22,6 +24,16 @@ from qcompiler.pipeline.progress import Progress, SilentProgress
 Result = TypeVar("Result")
 
 
+@dataclass
+class _Run:
+    """What one run of a pipeline keeps beside the program."""
+
+    collector: StatisticsCollector
+    data: CalibrationData | None
+    target: str | None
+    reference: Program | None
+
+
 class PassManager:
     """A pipeline and how it is run.
 
@@ -30,39 +42,57 @@ class PassManager:
         verify: check the program against its stage's specification before the first pass and after each one.
         instruments: look on (see ``instruments``); after verification, in this order.
         progress: told about sweeps and passes.
+        directory: where a pass that works long may leave what lets it continue after it was killed, in a folder ``NN-pass-name``.
     """
 
     def __init__(
-        self, passes: Sequence[Pass], *, verify: bool = True, instruments: Sequence[Instrument] = (), progress: Progress | None = None
+        self,
+        passes: Sequence[Pass],
+        *,
+        verify: bool = True,
+        instruments: Sequence[Instrument] = (),
+        progress: Progress | None = None,
+        directory: Path | None = None,
     ) -> None:
         self.passes = tuple(passes)
+        self._directory = directory
         self._verify, self._instruments = verify, tuple(instruments)
         self._progress = progress if progress is not None else SilentProgress()
 
-    def run(self, program: Program, data: CalibrationData | None = None, target: str | None = None) -> Program:
+    def run(
+        self, program: Program, data: CalibrationData | None = None, target: str | None = None, reference: Program | None = None
+    ) -> Program:
         """The program after all passes; ``program`` itself is left as it was. ``history`` gains one record a pass.
+
+        ``reference``: the float original of a program that is at QDQ already (see ``PassContext``); else it is found on the way.
 
         Raises:
             PassError: the passes do not fit together, or one of them failed in a way that its author did not foresee.
+            CalibrationError: a pass needs calibration data and there are none.
             QCompilerError: of whatever class a pass, the calibration or the verifier raised; the message starts with the pass and
                 those before it.
         """
         self._check_stages(program.stage)
+        self._check_data(data)
         if self._verify:
             program.verify()
-        collector = StatisticsCollector(data, self._progress)
-        for position in range(len(self.passes)):
-            program = self._run_one(position, program, collector, target)
+        run = _Run(StatisticsCollector(data, self._progress), data, target, reference)
+        for position, item in enumerate(self.passes):
+            if item.takes is Stage.FLOAT and item.gives is Stage.QDQ:
+                run.reference = program
+            program = self._run_one(position, program, run)
         return program
 
-    def _run_one(self, position: int, program: Program, collector: StatisticsCollector, target: str | None) -> Program:
+    def _run_one(self, position: int, program: Program, run: _Run) -> Program:
         item = self.passes[position]
         place = _place(item, self.passes[:position])
         for instrument in self._instruments:
             instrument.before_pass(item, program)
-        statistics = _told_with(place, lambda: collector.answer(program, self.passes[position:]))
+        statistics = _told_with(place, lambda: run.collector.answer(program, self.passes[position:]))
+        directory = self._directory / f"{position + 1:02}-{item.name}" if self._directory else None
+        context = PassContext(statistics, run.target, run.data, run.reference, self._progress, directory)
         start = time.perf_counter()
-        result = _told_with(place, lambda: item.run(program, PassContext(statistics, target)))
+        result = _told_with(place, lambda: item.run(program, context))
         seconds = time.perf_counter() - start
         after = self._accept(item, program, result, place)
         for instrument in self._instruments:
@@ -89,6 +119,11 @@ class PassManager:
             for instrument in self._instruments:
                 instrument.on_rejection(item, program)
             raise error.within(f"after {place}") from None
+
+    def _check_data(self, data: CalibrationData | None) -> None:
+        needy = next((item for item in self.passes if item.needs_data), None)
+        if needy is not None and data is None:
+            raise CalibrationError(f"pass '{needy.name}' runs the model on calibration data, and there are none: give calibration data")
 
     def _check_stages(self, stage: Stage) -> None:
         giver = "the program"

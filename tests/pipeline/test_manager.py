@@ -219,3 +219,57 @@ def test_timing_and_progress(small_program: Program, data: list[torch.Tensor]) -
     manager.run(small_program, CalibrationData(data, small_program.inputs))
     assert [record.name for record in timing.records] == ["ask", "scale"]
     assert [line.partition(":")[0] for line in log.getvalue().splitlines()] == ["calibrating", "ask", "scale"]
+
+
+@dataclass(frozen=True)
+class Look(FloatPass):
+    """Keeps the contexts that it is run with."""
+
+    name: ClassVar[str] = "look"
+    needs_data: ClassVar[bool] = True
+    seen: list[PassContext] = dataclasses.field(default_factory=list)
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        self.seen.append(context)
+        return PassResult(program, modified=False)
+
+
+@dataclass(frozen=True)
+class LookAtQDQ(Look):
+    name: ClassVar[str] = "look-at-qdq"
+    takes: ClassVar[Stage] = Stage.QDQ
+    gives: ClassVar[Stage] = Stage.QDQ
+
+
+@dataclass(frozen=True)
+class ToQDQ(FloatPass):
+    name: ClassVar[str] = "to-qdq"
+    gives: ClassVar[Stage] = Stage.QDQ
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        return PassResult(edit.copy(program).replace(stage=Stage.QDQ), modified=True)
+
+
+def test_what_a_pass_is_given(small_program: Program, data: list[torch.Tensor], tmp_path: Path) -> None:
+    calibration_data, _ = calibration(small_program, data)
+    before, after = Look(), LookAtQDQ()
+    PassManager([before, Scale(), ToQDQ(), after], directory=tmp_path).run(small_program, calibration_data)
+    assert before.seen[0].reference is None
+    reference = after.seen[0].reference
+    assert reference is not None and reference.stage is Stage.FLOAT
+    assert torch.equal(reference.graph_module.get_buffer("w"), small_program.graph_module.get_buffer("w") * 2.0)
+    assert after.seen[0].data is calibration_data
+    assert after.seen[0].directory == tmp_path / "04-look-at-qdq" and not after.seen[0].directory.exists()
+
+
+def test_a_reference_that_is_given(small_program: Program, data: list[torch.Tensor]) -> None:
+    calibration_data, _ = calibration(small_program, data)
+    look = LookAtQDQ()
+    PassManager([look]).run(edit.copy(small_program).replace(stage=Stage.QDQ), calibration_data, reference=small_program)
+    assert look.seen[0].reference is small_program
+
+
+def test_a_pass_that_needs_data_and_gets_none(small_program: Program) -> None:
+    message = "^pass 'look' runs the model on calibration data, and there are none: give calibration data$"
+    with pytest.raises(CalibrationError, match=message):
+        PassManager([FloatPass(), Look()]).run(small_program)
