@@ -10,7 +10,7 @@ from torch import fx
 
 from qcompiler import arithmetic
 from qcompiler.errors import QCompilerError
-from qcompiler.ir.types import QuantizedType, Stage
+from qcompiler.ir.types import IntegerRange, QuantizedType, Stage
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,28 @@ class ValueSpec:
     """One input or output of a program: name, dtype and shape seen by the user (None: the symbolic batch).
 
     At INTEGER ``quantized`` says how the float value outside becomes the integer value inside (inputs) or back (outputs);
-    None there means that the value itself is an integer on both sides.
+    None there means that the value itself is an integer on both sides; the integers of such an input lie in ``range``, which every
+    run checks and every proof may rely on (None: any value of the dtype).
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int | None, ...]
     quantized: QuantizedType | None = None
+    range: IntegerRange | None = None
+
+    def check_range(self, value: torch.Tensor) -> None:
+        """Guard for integers that the user gives.
+
+        Raises:
+            QCompilerError: an element lies outside ``range``; names the input and the element.
+        """
+        if self.range is None or value.numel() == 0:
+            return
+        low, high = (int(end) for end in torch.aminmax(value.to(torch.int64)))
+        if low < self.range.low or high > self.range.high:
+            found = low if low < self.range.low else high
+            raise QCompilerError(f"input '{self.name}' holds {found}, but its integers must lie in {self.range}: correct the input")
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,8 @@ class Program:
     inputs: tuple[ValueSpec, ...]
     outputs: tuple[ValueSpec, ...]
     history: tuple[PassRecord, ...] = ()
+    # Names of the float ops that stay at INTEGER because the user allowed them, each between a dequantize and a quantize.
+    islands: tuple[str, ...] = ()
     # A few calibration inputs, each a batch of one: test vectors of the artifact are made from them.
     samples: tuple[tuple[torch.Tensor, ...], ...] = field(default=(), compare=False, repr=False)
 
@@ -94,6 +111,8 @@ class Program:
 
     def _execute(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         self._check_count(inputs)
+        for spec, value in zip(self.inputs, inputs, strict=True):
+            spec.check_range(value)
         with torch.no_grad():
             result = self.graph_module(*inputs)
         return tuple(result)

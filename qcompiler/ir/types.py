@@ -98,6 +98,22 @@ class QuantizedType:
         return replace(self, range=IntegerRange(low, high))
 
 
+@dataclass(frozen=True)
+class Precision:
+    """Bits asked for at one node, ``node.meta["precision"]``: of its weight and of the value that it gives.
+
+    None leaves the decision to the options of the pass that quantizes. Bit allocation and recipes for single layers write it at FLOAT.
+    """
+
+    weight: int | None = None
+    activation: int | None = None
+
+    def __post_init__(self) -> None:
+        for what, bits, most in (("weight", self.weight, 8), ("activation", self.activation, 16)):
+            if bits is not None and not 2 <= bits <= most:
+                raise VerificationError(f"a precision of {bits} bits for {what}s: use 2..{most}")
+
+
 def probability_type(bits: int) -> QuantizedType:
     """What the results of ``qc::softmax`` with ``bits`` bits mean: unsigned, and the largest integer is 1."""
     scale = torch.tensor(1.0 / ((1 << bits) - 1), dtype=torch.float32)

@@ -6,7 +6,7 @@ import torch
 from qcompiler.errors import QCompilerError
 from qcompiler.ir.builder import GraphBuilder
 from qcompiler.ir.program import Program, ValueSpec
-from qcompiler.ir.types import UINT8, QuantizedType, Stage
+from qcompiler.ir.types import UINT8, IntegerRange, QuantizedType, Stage
 
 aten, qc = torch.ops.aten, torch.ops.qc
 
@@ -56,3 +56,15 @@ def test_text_and_verify_are_those_of_the_modules() -> None:
     program.verify()
     assert program.text().startswith("stage integer\ninput x: f32[B,2] as u8 scale=0.5 zp=1\n")
     assert program.replace(stage=Stage.QDQ).stage is Stage.QDQ
+
+
+def test_integers_that_the_user_gives_keep_their_range() -> None:
+    builder = GraphBuilder()
+    ids = builder.input("ids", (None, 2), torch.int64)
+    spec = ValueSpec("ids", torch.int64, (None, 2), range=IntegerRange(0, 9))
+    program = Program(builder.finish(builder.call(aten.permute.default, ids, [1, 0])), Stage.FLOAT, (spec,), (spec,))
+    assert program.run(torch.tensor([[0, 9]]))[0].tolist() == [[0], [9]]
+    with pytest.raises(QCompilerError, match=r"input 'ids' holds 10, but its integers must lie in \[0, 9\]"):
+        program.run(torch.tensor([[0, 10]]))
+    with pytest.raises(QCompilerError, match="input 'ids' holds -1"):
+        program.run(torch.tensor([[-1, 10]]))

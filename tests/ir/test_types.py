@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompiler.errors import VerificationError
-from qcompiler.ir.types import INT8, INT16, INT32, UINT8, IntegerRange, IntegerType, QuantizedType
+from qcompiler.ir.types import INT8, INT16, INT32, UINT8, IntegerRange, IntegerType, Precision, QuantizedType
 
 
 def test_bounds_and_names_of_the_common_types() -> None:
@@ -62,3 +62,10 @@ def test_a_proven_range_is_kept_beside_the_scale() -> None:
     kind = QuantizedType(UINT8, (0.5,), (3,))
     assert kind.with_range(1, 9) == QuantizedType(UINT8, (0.5,), (3,), range=IntegerRange(1, 9))
     assert not kind.per_channel and QuantizedType(INT8, (0.5, 1.0), axis=0).per_channel
+
+
+@pytest.mark.parametrize("bits", [{"weight": 1}, {"weight": 9}, {"activation": 17}])
+def test_a_precision_says_which_widths_there_are(bits: dict[str, int]) -> None:
+    with pytest.raises(VerificationError, match=r"use 2\.\."):
+        Precision(**bits)
+    assert Precision(weight=4) == Precision(4, None)
