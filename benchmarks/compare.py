@@ -1,7 +1,7 @@
 """Latency at batch 1 beside the peers: qcompiler on every available target, onnxruntime, OpenVINO and torch, in one run.
 
 ``make bench`` runs it, or ``PYTHONPATH=examples python benchmarks/compare.py [--models resnet18] [--threads 1] [--peers PYTHON]``.
-Each engine lives in a process of its own and gets the same image; the engines take turns, round after round, so that what else the
+Each engine lives in a process of its own and gets the same inputs; the engines take turns, round after round, so that what else the
 machine does falls on all alike. Reported are medians over all inferences. Without ``--peers`` (the interpreter of ``make peers``)
 OpenVINO is left out.
 """
@@ -15,7 +15,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,18 +28,51 @@ from rich.console import Console
 from torch import nn
 
 import qcompiler as qc
+from models.bert import BertConfiguration, random_minilm
 from models.efficientnet_lite import load_efficientnet_lite0
 from models.resnet_imagenet import resnet18, resnet50
-from onnxruntime_models import export_float, quantize_u8s8
+from models.vit import deit_small, deit_tiny
+from onnxruntime_models import Sample, export_float, quantize_u8s8
 from qcompiler import native
 from qcompiler.pipeline import registry
 
 HERE = Path(__file__).resolve().parent
-MODELS: dict[str, Callable[[], nn.Module]] = {"resnet18": resnet18, "resnet50": resnet50, "efficientnet-lite0": load_efficientnet_lite0}
 REFERENCE = "onnxruntime int8 (U8S8)"
-CALIBRATION_IMAGES = 8
+CALIBRATION_SAMPLES = 8
+SENTENCE = 128  # tokens
 WARMUP = 5
 console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network and how its samples are made, each a batch of one; transformers have settings of their own in NNCF."""
+
+    model: Callable[[], nn.Module]
+    samples: Callable[[], list[Sample]]
+    transformer: bool = False
+
+
+def images() -> list[Sample]:
+    """Noise of 224x224: the time of none of the engines depends on what it computes."""
+    pixels = np.random.default_rng(0).standard_normal((CALIBRATION_SAMPLES, 3, 224, 224), dtype=np.float32)
+    return [(image,) for image in torch.from_numpy(pixels).split(1)]
+
+
+def sentences() -> list[Sample]:
+    """Random token ids without padding, and their mask."""
+    ids = np.random.default_rng(0).integers(0, BertConfiguration().vocabulary, (CALIBRATION_SAMPLES, SENTENCE))
+    return [(row, torch.ones_like(row)) for row in torch.from_numpy(ids).split(1)]
+
+
+WORKLOADS: dict[str, Workload] = {
+    "resnet18": Workload(resnet18, images),
+    "resnet50": Workload(resnet50, images),
+    "efficientnet-lite0": Workload(load_efficientnet_lite0, images),
+    "deit-tiny": Workload(deit_tiny, images, transformer=True),
+    "deit-small": Workload(deit_small, images, transformer=True),
+    "minilm": Workload(random_minilm, sentences, transformer=True),
+}
 
 
 @dataclass(frozen=True)
@@ -55,11 +88,11 @@ class Contender:
 class Worker:
     """A contender in a process of its own."""
 
-    def __init__(self, contender: Contender, image: Path, threads: int) -> None:
+    def __init__(self, contender: Contender, inputs: Path, threads: int) -> None:
         command = [contender.python, str(HERE / "worker.py")]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self._label = contender.label
-        configuration = {"engine": contender.engine, "model": str(contender.model), "image": str(image), "threads": threads}
+        configuration = {"engine": contender.engine, "model": str(contender.model), "inputs": str(inputs), "threads": threads}
         self._ask({**configuration, "warmup": WARMUP})
 
     def run(self, runs: int) -> list[float]:
@@ -89,27 +122,23 @@ def available_targets() -> list[str]:
 
 
 def prepare(name: str, folder: Path, peers: str | None) -> list[Contender]:
-    """Make every file that the contenders load, from one float model and the same calibration images."""
+    """Make every file that the contenders load, from one float model and the same calibration samples."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = MODELS[name]()
-    images = torch.from_numpy(np.random.default_rng(0).standard_normal((CALIBRATION_IMAGES, 3, 224, 224), dtype=np.float32))
-    image = images[:1]
-    np.save(folder / "image.npy", image.numpy())
-    np.save(folder / "calibration.npy", images.numpy())
-    torch.export.save(torch.export.export(model, (image,)), folder / "float.pt2")
-    export_float(model, image, folder / "float.onnx")
-    quantize_u8s8(folder / "float.onnx", images, folder / "int8.onnx")
+    workload = WORKLOADS[name]
+    model, samples = workload.model(), workload.samples()
+    _save_samples(folder / "inputs.npz", samples[:1])
+    _save_samples(folder / "calibration.npz", samples)
+    torch.export.save(torch.export.export(model, samples[0]), folder / "float.pt2")
+    export_float(model, samples[0], folder / "float.onnx")
+    quantize_u8s8(folder / "float.onnx", samples, folder / "int8.onnx")
     contenders = [
         Contender("torch float32 (eager)", "torch", sys.executable, folder / "float.pt2"),
         Contender("onnxruntime float32", "onnxruntime", sys.executable, folder / "float.onnx"),
         Contender(REFERENCE, "onnxruntime", sys.executable, folder / "int8.onnx"),
     ]
     if peers is not None:
-        quantized = folder / "openvino.xml"
-        arguments = [folder / "float.onnx", folder / "calibration.npy", quantized]
-        subprocess.run([peers, HERE / "openvino_quantize.py", *arguments], check=True, stdout=subprocess.DEVNULL)
-        contenders.append(Contender("OpenVINO int8 (NNCF, f32 hint)", "openvino", peers, quantized))
-    program = qc.quantize(qc.capture(model, (image,)), images.split(1))
+        contenders += openvino_contenders(folder, peers, workload.transformer)
+    program = qc.quantize(qc.capture(model, samples[0]), samples)
     for target in available_targets():
         artifact = folder / f"{target}.qca"
         qc.compile(program, target=target).save(artifact)
@@ -117,10 +146,28 @@ def prepare(name: str, folder: Path, peers: str | None) -> list[Contender]:
     return contenders
 
 
-def measure(contenders: Iterable[Contender], image: Path, threads: int, rounds: int, runs: int) -> dict[str, float]:
+def openvino_contenders(folder: Path, peers: str, transformer: bool) -> list[Contender]:
+    """OpenVINO's own precision on the float model (bf16 where the CPU has it), and int8 by NNCF."""
+    quantized = folder / "openvino.xml"
+    arguments = [folder / "float.onnx", folder / "calibration.npz", quantized, *(["--transformer"] if transformer else [])]
+    subprocess.run([peers, HERE / "openvino_quantize.py", *arguments], check=True, stdout=subprocess.DEVNULL)
+    return [
+        Contender("OpenVINO float (default hint)", "openvino-default", peers, folder / "float.onnx"),
+        Contender("OpenVINO int8 (NNCF, default hint)", "openvino-default", peers, quantized),
+        Contender("OpenVINO int8 (NNCF, f32 hint)", "openvino", peers, quantized),
+    ]
+
+
+def _save_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """One array for each input, samples along the first axis, named so that their order is that of the inputs."""
+    columns = [torch.cat(column).numpy() for column in zip(*samples, strict=True)]
+    np.savez(path, **{f"input{position}": column for position, column in enumerate(columns)})
+
+
+def measure(contenders: Iterable[Contender], inputs: Path, threads: int, rounds: int, runs: int) -> dict[str, float]:
     """Median milliseconds of each contender; they take turns in every round."""
     with ExitStack() as stack:
-        workers = {contender.label: stack.enter_context(Worker(contender, image, threads)) for contender in contenders}
+        workers = {contender.label: stack.enter_context(Worker(contender, inputs, threads)) for contender in contenders}
         times: dict[str, list[float]] = {label: [] for label in workers}
         for _ in range(rounds):
             for label, worker in workers.items():
@@ -157,7 +204,7 @@ def markdown(results: Mapping[str, Mapping[str, float]]) -> str:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Latency at batch 1 beside the peers.")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=20, help="turns of each engine")
     parser.add_argument("--runs", type=int, default=5, help="inferences in a turn")
@@ -175,8 +222,8 @@ def main() -> None:
         contenders = prepare(name, arguments.output / name, arguments.peers)
         for threads in arguments.threads:
             console.print(f"{name}: measuring on {threads} thread(s)", highlight=False)
-            image = arguments.output / name / "image.npy"
-            results[f"{name}, {threads} thread(s)"] = measure(contenders, image, threads, arguments.rounds, arguments.runs)
+            inputs = arguments.output / name / "inputs.npz"
+            results[f"{name}, {threads} thread(s)"] = measure(contenders, inputs, threads, arguments.rounds, arguments.runs)
     table = markdown(results)
     (arguments.output / "latency.md").write_text(table)
     (arguments.output / "latency.json").write_text(json.dumps({"machine": machine(), "median milliseconds": results}, indent=1) + "\n")

@@ -16,24 +16,25 @@ from typing import Any
 import numpy as np
 
 Run = Callable[[], Any]
+Inputs = list[np.ndarray]
 
 
-def torch_float(model: str, image: np.ndarray, threads: int) -> Run:
+def torch_float(model: str, inputs: Inputs, threads: int) -> Run:
     """Eager torch on a model given as a torch.export file."""
     import torch
 
     torch.set_num_threads(threads)
     module = torch.export.load(model).module()
-    x = torch.from_numpy(image)
+    tensors = [torch.from_numpy(value) for value in inputs]
 
     def run() -> Any:
         with torch.inference_mode():
-            return module(x)
+            return module(*tensors)
 
     return run
 
 
-def onnxruntime(model: str, image: np.ndarray, threads: int) -> Run:
+def onnxruntime(model: str, inputs: Inputs, threads: int) -> Run:
     """onnxruntime's CPU provider with all graph optimizations, which is its default."""
     import onnxruntime as runtime
 
@@ -41,36 +42,46 @@ def onnxruntime(model: str, image: np.ndarray, threads: int) -> Run:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    feeds = {session.get_inputs()[0].name: image}
+    feeds = {port.name: value for port, value in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: session.run(None, feeds)
 
 
-def openvino(model: str, image: np.ndarray, threads: int) -> Run:
-    """OpenVINO's CPU plug-in, latency hint; f32 between the integer layers so that no row uses bf16 unawares."""
+def openvino(model: str, inputs: Inputs, threads: int) -> Run:
+    """OpenVINO's CPU plug-in, latency hint; f32 between the integer layers so that the row does not use bf16 unawares."""
+    return _openvino(model, inputs, threads, {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def openvino_default(model: str, inputs: Inputs, threads: int) -> Run:
+    """As ``openvino`` with its own choice of precision, which is bf16 where the CPU multiplies bf16."""
+    return _openvino(model, inputs, threads, {})
+
+
+def _openvino(model: str, inputs: Inputs, threads: int, hints: dict[str, str]) -> Run:
     import openvino as ov
 
-    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", **hints}
     compiled = ov.Core().compile_model(model, "CPU", settings)
     request = compiled.create_infer_request()
-    return lambda: request.infer([image], share_inputs=True)
+    return lambda: request.infer(inputs, share_inputs=True)
 
 
-def qcompiler(model: str, image: np.ndarray, threads: int) -> Run:
-    """A compiled artifact through the public API: float in, float out."""
+def qcompiler(model: str, inputs: Inputs, threads: int) -> Run:
+    """A compiled artifact through the public API: float (or token ids) in, float out."""
     import torch
 
     import qcompiler as qc
 
     torch.set_num_threads(threads)
     module = qc.load(model, threads=threads)
-    x = torch.from_numpy(image)
-    return lambda: module(x)
+    tensors = [torch.from_numpy(value) for value in inputs]
+    return lambda: module(*tensors)
 
 
-ENGINES: dict[str, Callable[[str, np.ndarray, int], Run]] = {
+ENGINES: dict[str, Callable[[str, Inputs, int], Run]] = {
     "torch": torch_float,
     "onnxruntime": onnxruntime,
     "openvino": openvino,
+    "openvino-default": openvino_default,
     "qcompiler": qcompiler,
 }
 
@@ -90,8 +101,9 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what engines print must not reach the protocol
     configuration = json.loads(sys.stdin.readline())
-    image = np.load(configuration["image"])
-    run = ENGINES[configuration["engine"]](configuration["model"], image, configuration["threads"])
+    with np.load(configuration["inputs"]) as stored:
+        inputs = [stored[name] for name in sorted(stored.files)]
+    run = ENGINES[configuration["engine"]](configuration["model"], inputs, configuration["threads"])
     time_runs(run, configuration["warmup"])
     print(json.dumps({"ready": True}), file=replies, flush=True)
     for line in sys.stdin:

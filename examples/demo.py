@@ -26,7 +26,7 @@ from torch import nn
 
 import qcompiler as qc
 from models.efficientnet_lite import IMAGE_SIZE, load_efficientnet_lite0, normalize
-from onnxruntime_models import INPUT, export_float, quantize_u8s8
+from onnxruntime_models import export_float, feeds, quantize_u8s8
 
 CALIBRATION_CROPS, AGREEMENT_CROPS = 200, 200
 LATENCY_ROUNDS, LATENCY_RUNS = 10, 5
@@ -119,7 +119,7 @@ def onnxruntime_run(path: Path, image: torch.Tensor) -> Callable[[], object]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {INPUT: image.numpy()})
+    return lambda: session.run(None, feeds((image,)))
 
 
 def median_latencies(engines: Mapping[str, Callable[[], object]]) -> dict[str, float]:
@@ -141,8 +141,8 @@ def print_latencies(model: nn.Module, artifact: Path, calibration: torch.Tensor)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, console.status("measuring latency"):
         float_path, int8_path = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        export_float(model, image, float_path)
-        quantize_u8s8(float_path, calibration[:20], int8_path)
+        export_float(model, (image,), float_path)
+        quantize_u8s8(float_path, ((crop,) for crop in calibration[:20].split(1)), int8_path)
         module = qc.load(artifact, threads=1)
         engines: dict[str, Callable[[], object]] = {
             "torch float32": lambda: model(image),
