@@ -8,6 +8,11 @@ included (64-byte aligned, 256 bytes of slack before and after the arena).
 ``templates.emit`` gives a ``PrimFunc`` whose parameters are buffers or typed handles in that order; ``codegen.build_object`` makes
 it a plain C function ``int symbol(void *, ...)``. Local buffers become stack memory; no kernel may ask for workspace.
 
+Sizes may be dynamic (``Extent``): memory is planned for their maximum, so strides and offsets are numbers, and only loops end
+earlier. A kernel that holds an Extent anywhere (``is_dynamic``) gets one more, last pointer, ``extents``: int32[1], the value of
+the program's one symbol. It computes every element within the extents; of a matrix, which alone lies in memory that nothing else
+uses, it may also write rows past them, up to the maximum.
+
 ``packing.pack(kernel, target, constants)`` gives the parameter tensors in the kernel's order; they are laid out 64-byte aligned.
 ``constants`` maps roles to tensors: ``weight`` int8 [O, I / groups, kernel height, kernel width], ``bias`` int32 [O]; for
 Requantization ``pre_shift``, ``multiplier``, ``shift``, for ResidualAdd ``pre_shift_a``, ``multiplier_a``, ``pre_shift_b``,
@@ -16,12 +21,47 @@ Requantization ``pre_shift``, ``multiplier``, ``shift``, for ResidualAdd ``pre_s
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 Form = Literal["high", "narrow", "exact64"]
 Dtype = Literal["int8", "uint8", "int16", "int32"]
 ITEM_SIZE = {"int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8, "float32": 4}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A size that is known at run time: the value of the program's one dynamic symbol plus ``offset``, at most ``maximum``.
+
+    ``maximum`` includes the offset already.
+    """
+
+    maximum: int
+    offset: int = 0
+
+
+Size = int | Extent
+
+
+def maximum(size: Size) -> int:
+    """The size that memory is planned for."""
+    return size.maximum if isinstance(size, Extent) else size
+
+
+def maxima(shape: Iterable[Size]) -> tuple[int, ...]:
+    """``maximum`` of each size."""
+    return tuple(maximum(size) for size in shape)
+
+
+def is_dynamic(kernel: object) -> bool:
+    """Whether an Extent occurs anywhere in a kernel's specification, so that its last pointer is ``extents``."""
+    if isinstance(kernel, tuple):
+        return any(is_dynamic(item) for item in kernel)
+    if isinstance(kernel, Extent):
+        return True
+    return dataclasses.is_dataclass(kernel) and any(is_dynamic(getattr(kernel, field.name)) for field in dataclasses.fields(kernel))
 
 
 @dataclass(frozen=True)
@@ -78,7 +118,8 @@ class ConvolutionKernel:
 
     Input height and width are those of the real map; the window of output (0, 0) starts ``padding`` (top, left) above and left of
     the origin, inside the halo. ``epilogue`` None stores the int32 accumulators. ``groups`` is 1, ``input.channels`` (depthwise,
-    with one or more outputs a channel) or anything between. A linear layer over M rows is a 1x1 convolution of height 1, width M.
+    with one or more outputs a channel) or anything between. A linear layer over M rows is a 1x1 convolution of height 1, width M;
+    ``rows``: how many of the rows count, where that is known at run time only (at most M).
     """
 
     input: Activation
@@ -90,6 +131,7 @@ class ConvolutionKernel:
     groups: int
     epilogue: Requantization | ResidualAdd | None
     table: bool = False
+    rows: Extent | None = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +222,7 @@ class ElementwiseKernel:
     """``output[i] = operation(operand[i], ...)`` for every index i of ``shape``; pointers: the operands, then the output."""
 
     operation: Operation
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
     operands: tuple[Operand, ...]
     output: Operand
 
@@ -193,8 +235,8 @@ class ReductionKernel:
     """
 
     reduction: Literal["sum", "max"]
-    shape: tuple[int, ...]
-    window: tuple[int, ...]
+    shape: tuple[Size, ...]
+    window: tuple[Size, ...]
     operand: Operand
     output: Operand
     zero_point: int = 0
@@ -207,8 +249,8 @@ class ProductKernel:
     Pointers: a, b, output.
     """
 
-    shape: tuple[int, ...]
-    length: int
+    shape: tuple[Size, ...]
+    length: Size
     a: Operand
     b: Operand
     output: Operand
@@ -237,8 +279,8 @@ class RowKernel:
     """``output[i, :] = operation(operand[i, :])``, i over ``shape``, rows of ``length``; pointers: operand, [table], output."""
 
     operation: Softmax | Normalize
-    shape: tuple[int, ...]
-    length: int
+    shape: tuple[Size, ...]
+    length: Size
     operand: Operand
     output: Operand
 

@@ -10,12 +10,12 @@ from torch import fx
 
 from qcompiler import arithmetic
 from qcompiler.errors import QCompilerError
-from qcompiler.ir.types import IntegerRange, QuantizedType, Stage
+from qcompiler.ir.types import IntegerRange, QuantizedType, SpecSize, Stage
 
 
 @dataclass(frozen=True)
 class ValueSpec:
-    """One input or output of a program: name, dtype and shape seen by the user (None: the symbolic batch).
+    """One input or output of a program: name, dtype and shape seen by the user (None: the symbolic batch; see ``ir.sizes``).
 
     At INTEGER ``quantized`` says how the float value outside becomes the integer value inside (inputs) or back (outputs);
     None there means that the value itself is an integer on both sides; the integers of such an input lie in ``range``, which every
@@ -24,7 +24,7 @@ class ValueSpec:
 
     name: str
     dtype: torch.dtype
-    shape: tuple[int | None, ...]
+    shape: tuple[SpecSize, ...]
     quantized: QuantizedType | None = None
     range: IntegerRange | None = None
 

@@ -99,6 +99,40 @@ class QuantizedType:
 
 
 @dataclass(frozen=True)
+class DynamicSize:
+    """A size that is known when the program is called: the value of the symbol ``name``, in [``minimum``, ``maximum``], plus ``offset``.
+
+    Sizes with one name have one value in a call. The batch is no such size: nothing bounds it, and samples do not see it.
+    """
+
+    name: str
+    minimum: int
+    maximum: int
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise VerificationError(f"the dynamic size {self.name!r} needs a name that is an identifier")
+        if not 1 <= self.minimum <= self.maximum or self.maximum < 2:
+            raise VerificationError(
+                f"the dynamic size '{self.name}' lies in [{self.minimum}, {self.maximum}]: give 1 <= minimum <= maximum and maximum >= 2"
+            )
+        if self.minimum + self.offset < 0:
+            raise VerificationError(f"the dynamic size '{self}' is negative for the minimum {self.minimum}")
+
+    @property
+    def largest(self) -> int:
+        return self.maximum + self.offset
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.offset:+d}" if self.offset else self.name
+
+
+# A size in a specification: a number, the batch (None), or a size with a symbol of its own.
+SpecSize = int | DynamicSize | None
+
+
+@dataclass(frozen=True)
 class Precision:
     """Bits asked for at one node, ``node.meta["precision"]``: of its weight and of the value that it gives.
 
