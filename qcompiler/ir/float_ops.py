@@ -1,6 +1,7 @@
 """The ops of stage FLOAT: what capture lets in and what the passes of ``canonicalize`` leave.
 
-All are functional aten ops. Ops marked as captured only are rewritten by ``canonicalize``, so that later passes need not know them.
+All are functional: aten ops, and ``qc::l2_normalize``, for which aten has no op. Ops marked as captured only are rewritten by
+``canonicalize``, so that later passes need not know them. The forms that ``canonicalize`` leaves are listed in ``docs/passes.md``.
 """
 
 from __future__ import annotations
@@ -10,8 +11,25 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-_aten = torch.ops.aten
+from qcompiler.ir.ops import LIBRARY
+
+
+def _l2_normalize(x: Tensor, eps: float) -> Tensor:
+    """x / max(sqrt(sum(x^2)), eps) over the last dimension: ``torch.nn.functional.normalize``."""
+    return torch.nn.functional.normalize(x, dim=-1, eps=eps)
+
+
+def _l2_normalize_fake(x: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+LIBRARY.define("l2_normalize(Tensor x, float eps) -> Tensor")
+LIBRARY.impl("l2_normalize", _l2_normalize, "CPU")
+torch.library.register_fake("qc::l2_normalize", _l2_normalize_fake, lib=LIBRARY)
+
+_aten, _qc = torch.ops.aten, torch.ops.qc
 
 # Have weights: one dot product for each output.
 WEIGHTED_OPS: frozenset[Callable[..., Any]] = frozenset(
@@ -68,8 +86,24 @@ ARITHMETIC_OPS: frozenset[Callable[..., Any]] = frozenset(
     }
 )
 
-# Reduce over the last dimensions and give back the shape of their input.
-ROW_OPS: frozenset[Callable[..., Any]] = frozenset({_aten.softmax.int, _aten.layer_norm.default})
+# Reduce over the last dimension and give back the shape of their input.
+ROW_OPS: frozenset[Callable[..., Any]] = frozenset(
+    {_aten.softmax.int, _aten.layer_norm.default, _aten.rms_norm.default, _qc.l2_normalize.default}
+)
+
+# Integers and booleans: token ids, masks. They give masks for ``masked_fill`` and ``where``, and rows of tables.
+COMPARISON_OPS: frozenset[Callable[..., Any]] = frozenset(
+    {_aten.eq.Scalar, _aten.ne.Scalar, _aten.gt.Scalar, _aten.ge.Scalar, _aten.lt.Scalar, _aten.le.Scalar}
+)
+MASK_OPS: frozenset[Callable[..., Any]] = COMPARISON_OPS | {
+    _aten.logical_not.default,
+    _aten.bitwise_and.Tensor,
+    _aten.bitwise_or.Tensor,
+    _aten.masked_fill.Scalar,
+    _aten.where.self,
+}
+INDEX_OPS: frozenset[Callable[..., Any]] = frozenset({_aten.embedding.default, _aten.argmax.default})
+CAST_OPS: frozenset[Callable[..., Any]] = frozenset({_aten.to.dtype})
 
 MOVEMENT_OPS: frozenset[Callable[..., Any]] = frozenset(
     {
@@ -80,10 +114,19 @@ MOVEMENT_OPS: frozenset[Callable[..., Any]] = frozenset(
         _aten.constant_pad_nd.default,
         _aten.expand.default,
         _aten.flip.default,
+        # Instead of reshape where several sizes are symbolic: no symbol among the arguments.
+        _aten.unflatten.int,
+        _aten.flatten.using_ints,
+        _aten.unsqueeze.default,
+        _aten.squeeze.dims,
     }
 )
+# Feeds the ends of slices and the sizes of expand, where the sequence length is symbolic.
+SIZE_OPS: frozenset[Callable[..., Any]] = frozenset({_aten.sym_size.int})
 
-CANONICAL_OPS = WEIGHTED_OPS | POOLING_OPS | UNARY_OPS | ARITHMETIC_OPS | ROW_OPS | MOVEMENT_OPS
+CANONICAL_OPS = (
+    WEIGHTED_OPS | POOLING_OPS | UNARY_OPS | ARITHMETIC_OPS | ROW_OPS | MASK_OPS | INDEX_OPS | CAST_OPS | MOVEMENT_OPS | SIZE_OPS
+)
 
 CAPTURED_ONLY_OPS: frozenset[Callable[..., Any]] = frozenset(
     {
@@ -102,6 +145,8 @@ CAPTURED_ONLY_OPS: frozenset[Callable[..., Any]] = frozenset(
         _aten.max_pool1d.default,
         _aten.avg_pool1d.default,
         _aten.adaptive_avg_pool1d.default,
+        # attention and normalization
+        _aten.scaled_dot_product_attention.default,
         # activations and arithmetic
         _aten.relu6.default,
         _aten.hardtanh.default,
@@ -117,11 +162,7 @@ CAPTURED_ONLY_OPS: frozenset[Callable[..., Any]] = frozenset(
         # movement
         _aten.view.default,
         _aten._unsafe_view.default,
-        _aten.flatten.using_ints,
-        _aten.unflatten.int,
         _aten.squeeze.dim,
-        _aten.squeeze.dims,
-        _aten.unsqueeze.default,
         _aten.transpose.int,
         _aten.swapaxes.default,
         _aten.t.default,
@@ -144,7 +185,6 @@ CAPTURED_ONLY_OPS: frozenset[Callable[..., Any]] = frozenset(
         _aten.pixel_unshuffle.default,
         _aten.upsample_nearest1d.vec,
         _aten.upsample_nearest2d.vec,
-        _aten.sym_size.int,
         operator.getitem,
         # identities
         _aten.clone.default,
@@ -152,16 +192,48 @@ CAPTURED_ONLY_OPS: frozenset[Callable[..., Any]] = frozenset(
         _aten.detach.default,
         _aten.alias.default,
         _aten.lift_fresh_copy.default,
-        _aten.to.dtype,
         _aten.to.dtype_layout,
         _aten.to.device,
         _aten.type_as.default,
         _aten._to_copy.default,
+        # tokens and masks
+        _aten.eq.Tensor,
+        _aten.ne.Tensor,
+        _aten.gt.Tensor,
+        _aten.ge.Tensor,
+        _aten.lt.Tensor,
+        _aten.le.Tensor,
+        _aten.logical_and.default,
+        _aten.logical_or.default,
+        _aten.bitwise_not.default,
+        _aten.__and__.Tensor,
+        _aten.__or__.Tensor,
+        _aten.masked_fill.Tensor,
+        _aten.where.ScalarSelf,
+        _aten.where.ScalarOther,
+        _aten.where.Scalar,
+        _aten.index.Tensor,
+        _aten.index_select.default,
+        _aten.roll.default,
+        # reductions
+        _aten.mean.default,
+        _aten.sum.default,
+        _aten.max.dim,
+        _aten.max.default,
+        _aten.linalg_vector_norm.default,
         # constants
         _aten.arange.default,
         _aten.zeros.default,
         _aten.ones.default,
         _aten.full.default,
+        _aten.zeros_like.default,
+        _aten.ones_like.default,
+        _aten.full_like.default,
+        _aten.new_zeros.default,
+        _aten.new_ones.default,
+        _aten.new_full.default,
+        _aten.arange.start,
+        _aten.arange.start_step,
     }
 )
 
