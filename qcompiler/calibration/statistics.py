@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from qcompiler.errors import CalibrationError, UnknownNameError
 
-ObserverKind = Literal["min-max", "moving-average", "percentile", "mse", "entropy"]
+ObserverKind = Literal["min-max", "moving-average", "percentile", "mse", "entropy", "moments"]
 OBSERVER_KINDS: tuple[ObserverKind, ...] = get_args(ObserverKind)
 
 
@@ -22,8 +22,10 @@ class ObserverSpec:
         ``percentile``      the ``percentile`` of the values lies inside: [100 - p, p], or [-q, q] with q that of |x| if ``symmetric``.
         ``mse``             the range whose quantization to ``bits`` has the least mean squared error.
         ``entropy``         the range whose quantization to ``bits`` has the least Kullback-Leibler divergence (TensorRT's rule).
+        ``moments``         as ``min-max``, with the mean and the standard deviation of all values.
     symmetric: the range will be quantized without zero point; the answer is then [-t, t]. Otherwise the ranges of ``mse`` and
         ``entropy`` contain zero, and the others are what was seen.
+    through_zero: whether the range of ``mse`` contains zero; without it both ends are free, as where a shift of the values is to be chosen.
     bins: resolution of the histogram behind the last three: a bin is at most 2 / bins of the spread of the values.
     """
 
@@ -34,6 +36,7 @@ class ObserverSpec:
     percentile: float = 99.99
     momentum: float = 0.9
     bins: int = 4096
+    through_zero: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in OBSERVER_KINDS:
@@ -50,19 +53,32 @@ class ObserverSpec:
 
 @dataclass(frozen=True)
 class StatisticRequest:
-    """One question: the range of the value that the node named ``node`` computes."""
+    """One question: the range of the value that the node named ``node`` computes.
+
+    The answer goes by ``label``, which is the node's name unless a pass asks several questions about one node.
+    """
 
     node: str
     observer: ObserverSpec
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.node)
 
 
 @dataclass(frozen=True)
 class Observation:
-    """The answer: ``low`` and ``high`` hold one number for the tensor (``axis`` None), or one for each index of ``axis``."""
+    """The answer: ``low`` and ``high`` hold one number for the tensor (``axis`` None), or one for each index of ``axis``.
+
+    ``mean`` and ``deviation`` (standard, of the population) are empty unless the observer was ``moments``.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     axis: int | None = None
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.low) != len(self.high) or not self.low:

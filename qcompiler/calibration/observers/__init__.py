@@ -6,6 +6,7 @@ from qcompiler.calibration.observers.base import Observer
 from qcompiler.calibration.observers.entropy import EntropyObserver
 from qcompiler.calibration.observers.mean_squared_error import MeanSquaredErrorObserver
 from qcompiler.calibration.observers.min_max import MinMaxObserver
+from qcompiler.calibration.observers.moments import MomentsObserver
 from qcompiler.calibration.observers.moving_average import MovingAverageObserver
 from qcompiler.calibration.observers.percentile import PercentileObserver
 from qcompiler.calibration.statistics import ObserverKind, ObserverSpec
@@ -18,6 +19,7 @@ _CLASSES: dict[ObserverKind, type[Observer]] = {
     "percentile": PercentileObserver,
     "mse": MeanSquaredErrorObserver,
     "entropy": EntropyObserver,
+    "moments": MomentsObserver,
 }
 
 

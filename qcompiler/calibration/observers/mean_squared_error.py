@@ -24,10 +24,21 @@ class MeanSquaredErrorObserver(HistogramObserver):
     def _search(self, histogram: Histogram, channel: int) -> tuple[float, float]:
         lower, upper, counts = occupied(histogram, channel)
         steps = (1 << (self.spec.bits - 1 if self.spec.symmetric else self.spec.bits)) - 1
+        if not self.spec.through_zero:
+            return _free_range((lower + upper) / 2.0, counts, float(histogram.low[channel]), float(histogram.high[channel]), steps)
         low, high = min(float(histogram.low[channel]), 0.0), max(float(histogram.high[channel]), 0.0)
         if low == high:
             return low, high
         return _best_range((lower + upper) / 2.0, counts, low, high, steps)
+
+
+def _free_range(values: NDArray[np.float64], counts: NDArray[np.int64], low: float, high: float, steps: int) -> tuple[float, float]:
+    """The best range anywhere: what was seen is moved so that its middle is zero, and the answer moved back."""
+    middle = (low + high) / 2.0
+    if low == high:
+        return low, high
+    best_low, best_high = _best_range(values - middle, counts, low - middle, high - middle, steps)
+    return best_low + middle, best_high + middle
 
 
 def squared_error(

@@ -171,7 +171,28 @@ def test_all_observers_stay_inside_what_was_seen(kind: ObserverKind, symmetric: 
 
 @pytest.mark.parametrize("kind", OBSERVER_KINDS)
 def test_a_value_that_is_always_zero(kind: ObserverKind) -> None:
-    assert observe(torch.zeros(8, 3), ObserverSpec(kind)) == Observation((0.0,), (0.0,))
+    seen = observe(torch.zeros(8, 3), ObserverSpec(kind))
+    assert (seen.low, seen.high, seen.axis) == ((0.0,), (0.0,), None)
+
+
+@every_distribution
+@pytest.mark.parametrize("axis", [None, 1])
+def test_moments(values: torch.Tensor, axis: int | None) -> None:
+    seen, rows = observe(values, ObserverSpec("moments", axis=axis)), rows_of(values, axis)
+    np.testing.assert_allclose(seen.mean, rows.mean(1), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(seen.deviation, rows.std(1), rtol=1e-9)
+    assert (seen.low, seen.high) == (tuple(rows.min(1)), tuple(rows.max(1)))
+
+
+@every_distribution
+def test_a_free_range_loses_no_more_than_one_through_zero(values: torch.Tensor) -> None:
+    def error(spec: ObserverSpec) -> float:
+        seen = observe(values, spec)
+        scale = (seen.high[0] - seen.low[0]) / 15
+        rounded = ((values - seen.low[0]) / scale).round().clamp(0, 15) * scale + seen.low[0]
+        return float((rounded - values).square().mean())
+
+    assert error(ObserverSpec("mse", bits=4, through_zero=False)) <= 1.05 * error(ObserverSpec("mse", bits=4))
 
 
 @pytest.mark.parametrize("kind", OBSERVER_KINDS)
