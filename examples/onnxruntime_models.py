@@ -50,7 +50,7 @@ def export_float(model: nn.Module, sample: Sample, path: Path) -> None:
 def quantize_u8s8(float_path: Path, samples: Iterable[Sample], path: Path) -> None:
     """onnxruntime's static quantization, its fast form on x86: QDQ, uint8 activations, int8 weights per channel, min-max ranges."""
     prepared = path.with_suffix(".prepared.onnx")
-    quant_pre_process(str(float_path), str(prepared))
+    quant_pre_process(str(float_path), str(prepared), skip_symbolic_shape=True)  # it fails on exported transformers
     with contextlib.redirect_stdout(io.StringIO()):
         quantize_static(
             str(prepared),
