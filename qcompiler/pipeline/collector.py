@@ -30,7 +30,7 @@ class StatisticsCollector:
         self._computations = _Computations()
 
     def answer(self, program: Program, passes: Sequence[Pass]) -> Mapping[str, Observation]:
-        """What ``passes[0]`` asks about ``program``, by node name; ``passes[1:]`` follow it and may share the sweep.
+        """What ``passes[0]`` asks about ``program``, by label; ``passes[1:]`` follow it and may share the sweep.
 
         Raises:
             CalibrationError: a statistic is needed and there are no data, or they do not fit the program.
@@ -38,10 +38,10 @@ class StatisticsCollector:
         requests = tuple(passes[0].statistics(program))
         if not requests:
             return {}
-        _check_one_observer_a_node(passes[0], requests)
+        _check_one_observer_a_label(passes[0], requests)
         identity = self._computations.identify(program)
         self._sweep(program, passes, requests, identity)
-        return {request.node: self._known[identity[request.node], request.observer] for request in requests}
+        return {request.label: self._known[identity[request.node], request.observer] for request in requests}
 
     def _sweep(self, program: Program, passes: Sequence[Pass], requests: Sequence[StatisticRequest], identity: Mapping[str, int]) -> None:
         unknown = [request for request in requests if (identity.get(request.node), request.observer) not in self._known]
@@ -64,11 +64,13 @@ def _asked_next(program: Program, passes: Sequence[Pass]) -> list[StatisticReque
     return requests
 
 
-def _check_one_observer_a_node(item: Pass, requests: Sequence[StatisticRequest]) -> None:
+def _check_one_observer_a_label(item: Pass, requests: Sequence[StatisticRequest]) -> None:
     observer_of: dict[str, ObserverSpec] = {}
     for request in requests:
-        if observer_of.setdefault(request.node, request.observer) != request.observer:
-            raise PassError(f"pass '{item.name}' asks for two statistics of node '{request.node}': an answer goes by the node's name")
+        if observer_of.setdefault(request.label, request.observer) != request.observer:
+            raise PassError(
+                f"pass '{item.name}' asks for two statistics of node '{request.node}' under one label: give each a label of its own"
+            )
 
 
 class _Computations:
