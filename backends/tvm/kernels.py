@@ -275,6 +275,48 @@ class Normalize:
 
 
 @dataclass(frozen=True)
+class RowAffine:
+    """What follows a normalized value y in its channel: ``clamp((((y << pre_shift) * multiplier >> 32) + offset >> shift) + zero_point)``.
+
+    ``qc::add`` of y and a constant, or ``qc::requantize`` of form high; ``offset`` holds the constant operand's high half and the rounding
+    term. ``pre_shift`` and ``shift`` are numbers where all channels share them, else None.
+    """
+
+    pre_shift: int | None
+    shift: int | None
+    zero_point: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class NormalizationKernel:
+    """Residual add, normalization, affine part and a narrower copy of rows of ``length``, i over ``shape``; all but the second optional::
+
+        x[i, :] = addition(operand[i, :], addend[i, :])       stored to ``total`` if that is given
+        y[i, :] = operation(x[i, :])                          int32
+        z[i, :] = affine(y[i, :])                             y itself without ``affine``; stored to ``output`` if that is given
+        n[i, :] = narrowing(z[i, :])                          stored to ``narrow_output``
+
+    Every operand is contiguous along a row. Pointers: operand, [addend], the arrays of ``packing_rows.pack``, [total], [output],
+    [narrow_output].
+    """
+
+    operation: Normalize
+    shape: tuple[Size, ...]
+    length: int
+    operand: Operand
+    addend: Operand | None = None
+    addition: Add | None = None
+    affine: RowAffine | None = None
+    narrowing: Requantize | None = None
+    narrowing_per_channel: bool = False
+    total: Operand | None = None
+    output: Operand | None = None
+    narrow_output: Operand | None = None
+
+
+@dataclass(frozen=True)
 class RowKernel:
     """``output[i, :] = operation(operand[i, :])``, i over ``shape``, rows of ``length``; pointers: operand, [table], output."""
 
@@ -294,4 +336,5 @@ class HaloKernel:
 
 
 GenericKernel = ElementwiseKernel | ReductionKernel | ProductKernel | RowKernel | HaloKernel
-Kernel = ConvolutionKernel | GenericKernel
+PackedKernel = ConvolutionKernel | NormalizationKernel  # whose parameters are packed
+Kernel = ConvolutionKernel | NormalizationKernel | GenericKernel
