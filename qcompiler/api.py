@@ -14,6 +14,7 @@ from qcompiler.calibration.data import CalibrationData, DataSource
 from qcompiler.capture import Model, capture
 from qcompiler.errors import CalibrationError, QCompilerError
 from qcompiler.ir.program import Program, ValueSpec
+from qcompiler.ir.sizes import bind, concrete_shape, fits, shape_text
 from qcompiler.ir.types import Stage
 from qcompiler.pipeline.backend import Backend, CompiledProgram, Executable
 from qcompiler.pipeline.contract import Pass
@@ -205,7 +206,7 @@ def make_test_vectors(program: Program) -> tuple[TestVector, ...]:
 
 def _random_integers(spec: ValueSpec, generator: torch.Generator) -> torch.Tensor:
     """One sample over the whole range of the input's integers; zeros where the user gives integers, of unknown range."""
-    shape = [1 if size is None else size for size in spec.shape]
+    shape = concrete_shape(spec.shape)
     if spec.quantized is None:
         return torch.zeros(shape, dtype=spec.dtype)
     kind = spec.quantized.integer
@@ -224,10 +225,9 @@ def _check_inputs(specs: Sequence[ValueSpec], values: Sequence[torch.Tensor], *,
         raise QCompilerError(f"the module takes {len(specs)} input(s) ({', '.join(spec.name for spec in specs)}), got {len(values)}")
     for spec, value in zip(specs, values, strict=True):
         dtype = spec.quantized.integer.dtype if integers and spec.quantized else spec.dtype
-        fits = value.dim() == len(spec.shape) and all(want in (None, have) for want, have in zip(spec.shape, value.shape, strict=True))
-        if not fits or value.dtype != dtype:
-            shape = ", ".join("N" if size is None else str(size) for size in spec.shape)
-            raise QCompilerError(f"input '{spec.name}': expected {dtype} [{shape}], got {value.dtype} {list(value.shape)}")
+        if not fits(spec.shape, value.shape) or value.dtype != dtype:
+            raise QCompilerError(f"input '{spec.name}': expected {dtype} [{shape_text(spec.shape)}], got {value.dtype} {list(value.shape)}")
+    bind(specs, [value.shape for value in values])
 
 
 def _default_progress() -> Progress:

@@ -180,10 +180,11 @@ def bench(
     import torch
 
     from qcompiler import api
+    from qcompiler.ir.sizes import concrete_shape
     from qcompiler.measure import latency
 
     module = api.load(artifact, threads)
-    sample = [torch.zeros([1 if size is None else size for size in spec.shape], dtype=spec.dtype) for spec in module.program.inputs]
+    sample = [torch.zeros(concrete_shape(spec.shape), dtype=spec.dtype) for spec in module.program.inputs]
     measured = latency(lambda: module(*sample), seconds)
     typer.echo(
         f"{artifact}: target {module.target}, {threads or 'all'} threads, batch 1: median {measured.median * 1e3:.3f} ms, "
@@ -352,10 +353,11 @@ def _facts(path: Path, module: Module) -> Iterable[str]:
 
 
 def _describe(spec: ValueSpec) -> str:
-    shape = ", ".join("N" if size is None else str(size) for size in spec.shape)
+    from qcompiler.ir.sizes import shape_text
+
     quantized = spec.quantized
     inside = f" as {quantized.integer}, scale {quantized.scale[0]:.6g}, zero point {quantized.zero_point[0]}" if quantized else ""
-    return f"{spec.name}: {_dtype(spec.dtype)} [{shape}]{inside}"
+    return f"{spec.name}: {_dtype(spec.dtype)} [{shape_text(spec.shape)}]{inside}"
 
 
 def _save_arrays(path: Path, arrays: dict[str, torch.Tensor]) -> None:

@@ -26,6 +26,7 @@ from qcompiler.artifact.verify import TestVector
 from qcompiler.errors import ArtifactError
 from qcompiler.ir import serialize
 from qcompiler.ir.program import Program, ValueSpec
+from qcompiler.ir.sizes import fits
 from qcompiler.ir.text import record_dict, spec_dict
 from qcompiler.ir.types import Stage
 from qcompiler.pipeline.backend import CompiledProgram
@@ -213,8 +214,7 @@ def _check_vector(program: Program, vector: TestVector) -> None:
 
 def _fits(spec: ValueSpec, tensor: torch.Tensor) -> bool:
     dtype = spec.dtype if spec.quantized is None else spec.quantized.integer.dtype
-    sizes_fit = len(spec.shape) == tensor.dim() and all(want in (None, have) for want, have in zip(spec.shape, tensor.shape, strict=True))
-    return sizes_fit and tensor.dtype == dtype
+    return fits(spec.shape, tensor.shape) and tensor.dtype == dtype
 
 
 def _tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.program import ValueSpec
+from qcompiler.ir.sizes import fits, shape_text
 from qcompiler.user_code import import_user_module
 
 # One item is a batch: a tensor or array, or one for each input of the program.
@@ -100,9 +101,8 @@ def _check_value(position: int, spec: ValueSpec, value: object) -> torch.Tensor:
     if not isinstance(value, torch.Tensor | np.ndarray):
         raise CalibrationError(f"{place}: expected a tensor or array, got {type(value).__name__}")
     tensor = torch.as_tensor(value)
-    expected, got = f"{_dtype(spec.dtype)} {_shape(spec.shape)}", f"{_dtype(tensor.dtype)} {list(tensor.shape)}"
-    fits = tensor.dim() == len(spec.shape) and all(want in (None, have) for want, have in zip(spec.shape, tensor.shape, strict=True))
-    if not fits or tensor.dtype != spec.dtype or tensor.numel() == 0:
+    expected, got = f"{_dtype(spec.dtype)} [{shape_text(spec.shape)}]", f"{_dtype(tensor.dtype)} {list(tensor.shape)}"
+    if not fits(spec.shape, tensor.shape) or tensor.dtype != spec.dtype or tensor.numel() == 0:
         raise CalibrationError(f"{place}: expected {expected}, got {got}")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         bad = int((~torch.isfinite(tensor)).sum())
@@ -195,7 +195,3 @@ def _factory(module: str, name: str) -> DataSource:
 
 def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _shape(shape: tuple[int | None, ...]) -> str:
-    return f"[{', '.join('N' if size is None else str(size) for size in shape)}]"

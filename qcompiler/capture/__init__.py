@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from qcompiler.capture.dynamic import DynamicShapes, resolve
 from qcompiler.capture.exported import program_from_exported
 from qcompiler.capture.module import export_module
 from qcompiler.errors import CaptureError
@@ -22,7 +23,12 @@ __all__ = ["capture"]
 Model = nn.Module | ExportedProgram | str | Path
 
 
-def capture(model: Model, example_inputs: torch.Tensor | Sequence[torch.Tensor] | None = None, dynamic_batch: bool = True) -> Program:
+def capture(
+    model: Model,
+    example_inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    dynamic_batch: bool = True,
+    dynamic_shapes: DynamicShapes | None = None,
+) -> Program:
     """Turn a model into a Program at stage FLOAT that computes what ``model.eval()`` computes.
 
     Args:
@@ -30,6 +36,10 @@ def capture(model: Model, example_inputs: torch.Tensor | Sequence[torch.Tensor] 
         example_inputs: one tensor, or one tensor for each input; only shapes and dtypes matter. Batch 1 will do.
         dynamic_batch: leave dimension 0 of every input open. The samples of a batch must then be independent of each
             other, which is checked. An exported program already has its batch, so the argument is ignored for it.
+        dynamic_shapes: other sizes to leave open, by input (its name in ``forward``, or its position) and dimension:
+            ``{"input_ids": {1: length}, "attention_mask": {1: length}}`` with ``length = DynamicSize("sequence", 1, 128)`` or
+            ``torch.export.Dim("sequence", min=1, max=128)``. A maximum is needed. Inputs that share a name have equal sizes.
+            An exported program has its own, each with a maximum, so the argument is ignored for it.
 
     The program is a pure function with its own copy of the weights: training the module later does not change it, and
     what the module writes into its inputs stays inside. The module itself is left as it was, its training mode too.
@@ -47,7 +57,9 @@ def capture(model: Model, example_inputs: torch.Tensor | Sequence[torch.Tensor] 
         raise CaptureError(
             f"cannot capture a {type(model).__name__}: give a torch.nn.Module, an ExportedProgram or the path of a .pt2 file"
         )
-    return program_from_exported(export_module(model, _as_tuple(model, example_inputs), dynamic_batch))
+    inputs = _as_tuple(model, example_inputs)
+    dynamic = resolve(model, inputs, dynamic_shapes, dynamic_batch)
+    return program_from_exported(export_module(model, inputs, dynamic_batch, dynamic), dynamic)
 
 
 def _as_tuple(model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...]:

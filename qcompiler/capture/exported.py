@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import sympy
 import torch
 from torch import fx
 from torch.export import ExportedProgram
@@ -11,14 +13,16 @@ from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec,
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
+from qcompiler.capture.dynamic import Resolved
 from qcompiler.capture.functionalize import functionalize
-from qcompiler.errors import CaptureError, UnsupportedOpError
+from qcompiler.errors import CaptureError, QCompilerError, UnsupportedOpError
 from qcompiler.ir import edit
 from qcompiler.ir.batch import check_independent_samples
 from qcompiler.ir.float_ops import FLOAT_OPS
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.provenance import Provenance, describe, provenance_of
-from qcompiler.ir.types import Stage
+from qcompiler.ir.sizes import Symbols, expression, specified, symbols_of
+from qcompiler.ir.types import DynamicSize, Stage
 
 Memory = tuple[int, torch.Size, tuple[int, ...]]  # address, shape, strides
 
@@ -43,8 +47,8 @@ _HINTS: Mapping[str, str] = {
 _GENERAL_HINT = "write it with ops of docs/capture.md, or keep that part of the model outside"
 
 
-def program_from_exported(exported: ExportedProgram) -> Program:
-    """The FLOAT program of an exported program; its weights are copied.
+def program_from_exported(exported: ExportedProgram, dynamic: Resolved | None = None) -> Program:
+    """The FLOAT program of an exported program; its weights are copied. ``dynamic``: its dynamic sizes, where their names are known.
 
     Raises:
         CaptureError, UnsupportedOpError: as ``qcompiler.capture.capture`` says.
@@ -54,10 +58,13 @@ def program_from_exported(exported: ExportedProgram) -> Program:
     functionalize(graph)
     _name_squeezed_dimensions(graph)
     _check_ops(graph)
-    program = Program(graph_module, Stage.FLOAT, _input_specs(graph), _output_specs(exported, graph))
+    names, outputs = _outputs(exported, graph)
+    unshaped = tuple(ValueSpec(name, node.meta["val"].dtype, ()) for name, node in zip(names, outputs, strict=True))
+    program = Program(graph_module, Stage.FLOAT, _input_specs(exported, graph, dynamic), unshaped)
     edit.erase_dead(program)
     check_independent_samples(program)
-    return program
+    symbols = symbols_of(program)
+    return program.replace(outputs=tuple(_value_spec("output", name, node, symbols) for name, node in zip(names, outputs, strict=True)))
 
 
 def _flat_graph_module(exported: ExportedProgram) -> fx.GraphModule:
@@ -192,14 +199,32 @@ def _packet(node: fx.Node) -> str:
     return str(name.name).rpartition("::")[2] if name is not None else getattr(node.target, "__name__", str(node.target))
 
 
-def _input_specs(graph: fx.Graph) -> tuple[ValueSpec, ...]:
-    return tuple(_value_spec(node.name, node) for node in graph.nodes if node.op == "placeholder")
+def _input_specs(exported: ExportedProgram, graph: fx.Graph, dynamic: Resolved | None) -> tuple[ValueSpec, ...]:
+    nodes = [node for node in graph.nodes if node.op == "placeholder"]
+    symbols: dict[sympy.Symbol, DynamicSize | None] = {}
+    for position, node in enumerate(nodes):
+        for dim, size in enumerate(node.meta["val"].shape):
+            symbol = expression(size)
+            if isinstance(size, torch.SymInt) and symbol.is_Symbol and symbol not in symbols:
+                given = dynamic[position].get(dim) if dynamic is not None else None
+                is_batch = given is None and dim == 0 and None not in symbols.values()
+                symbols[symbol] = None if is_batch else given or _bounded_size(exported, symbol, node, dim)
+    return tuple(_value_spec("input", node.name, node, symbols) for node in nodes)
 
 
-def _output_specs(exported: ExportedProgram, graph: fx.Graph) -> tuple[ValueSpec, ...]:
-    nodes = graph.output_node().args[0]
-    assert isinstance(nodes, tuple)  # _flat_graph_module made it so
-    return tuple(_value_spec(name, node) for name, node in zip(_output_names(exported, len(nodes)), nodes, strict=True))
+def _bounded_size(exported: ExportedProgram, symbol: sympy.Symbol, node: fx.Node, dim: int) -> DynamicSize:
+    """A symbol of an exported program, which has bounds but has lost its name."""
+    bounds = exported.range_constraints.get(symbol)
+    if bounds is None or not bounds.upper.is_Integer:
+        raise CaptureError(
+            f"dimension {dim} of input '{node.name}' has no maximum, and memory is planned for it: export with Dim(name, min=..., max=...)"
+        )
+    return DynamicSize(f"{node.name}_{dim}", max(1, int(bounds.lower)), int(bounds.upper))
+
+
+def _outputs(exported: ExportedProgram, graph: fx.Graph) -> tuple[list[str], tuple[fx.Node, ...]]:
+    nodes: Any = graph.output_node().args[0]  # _flat_graph_module made it a tuple of nodes
+    return _output_names(exported, len(nodes)), nodes
 
 
 def _output_names(exported: ExportedProgram, count: int) -> list[str]:
@@ -216,6 +241,9 @@ def _output_name(path: tuple[object, ...]) -> str:
     return "_".join(["output", *keys] if not keys or keys[0].isdigit() else keys)
 
 
-def _value_spec(name: str, node: fx.Node) -> ValueSpec:
+def _value_spec(kind: str, name: str, node: fx.Node, symbols: Symbols) -> ValueSpec:
     value = node.meta["val"]
-    return ValueSpec(name, value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape))
+    try:
+        return ValueSpec(name, value.dtype, tuple(specified(size, symbols) for size in value.shape))
+    except QCompilerError as error:
+        raise CaptureError(f"{kind} '{name}': {error}; give it a shape of its own dimensions in the model") from error

@@ -15,6 +15,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from qcompiler.capture.dynamic import BATCH_NAME, Resolved
 from qcompiler.errors import CaptureError
 
 # torch.export treats the sizes 0 and 1 as constants, so a symbolic dimension needs an example of at least this size.
@@ -23,31 +24,39 @@ SMALLEST_DYNAMIC_BATCH = 2
 Tensors = tuple[torch.Tensor, ...]
 
 _TORCH_DIRECTORY = str(Path(torch.__file__).parent)
-_RESTRICTED = re.compile(r"Constraints violated")
+_RESTRICTED = re.compile(r"Constraints violated(?: \((\w+))?")
 _SPECIALIZED = re.compile(r"specialized it to be a constant \((\d+)\)")
 # Where shapes do not fit torch logs a traceback before it raises.
 _LOUD = logging.getLogger("torch._subclasses.fake_tensor")
 
 
-def export_module(model: nn.Module, inputs: Tensors, dynamic_batch: bool) -> ExportedProgram:
-    """``torch.export.export`` of the module in evaluation mode; dimension 0 of every input is one symbol if ``dynamic_batch``.
+def export_module(model: nn.Module, inputs: Tensors, dynamic_batch: bool, dynamic: Resolved = ()) -> ExportedProgram:
+    """``torch.export.export`` of the module in evaluation mode; dimension 0 of every input is one symbol if ``dynamic_batch``, and
+    those of ``dynamic`` are others.
 
     Raises:
         CaptureError: as ``capture`` says; the error of torch stays attached as its cause.
     """
     _check_devices(model, inputs)
-    traced = _with_traceable_batch(inputs) if dynamic_batch else inputs
-    shapes: Any = None  # torch.export takes a ShapesCollection, though its annotation does not say so
-    if dynamic_batch:
-        shapes = ShapesCollection()
-        for value in traced:
-            shapes[value] = {0: Dim("batch")}
+    traced = _with_traceable_batch(inputs) if dynamic_batch else tuple(value.detach().clone() for value in inputs)
+    shapes = _shapes(traced, dynamic_batch, dynamic or ({},) * len(inputs))
     with _evaluation_mode(model), torch.no_grad():
         try:
             with _silenced(_LOUD):
                 return torch.export.export(model, traced, dynamic_shapes=shapes)
         except Exception as error:  # torch.export lets every error of the model through, besides its own many kinds
             raise _explain(error, model, inputs, traced) from error
+
+
+def _shapes(traced: Tensors, dynamic_batch: bool, dynamic: Resolved) -> Any:
+    """The dynamic dimensions as torch.export takes them (a ShapesCollection, though its annotation does not say so)."""
+    if not dynamic_batch and not any(dynamic):
+        return None
+    shapes = ShapesCollection()
+    for value, sizes in zip(traced, dynamic, strict=True):
+        dims = {dim: Dim(size.name, min=size.minimum, max=size.maximum) for dim, size in sizes.items()}
+        shapes[value] = {0: Dim(BATCH_NAME), **dims} if dynamic_batch else dims
+    return shapes
 
 
 @contextmanager
@@ -99,8 +108,11 @@ def _explain(error: Exception, model: nn.Module, inputs: Tensors, traced: Tensor
             f"{name} decides by the values of a tensor{_place(error)}: control flow and shapes must not depend on values;"
             " use torch.where or clamp, or move the decision out of the model"
         )
-    specialized = _SPECIALIZED.search(str(error))
-    if specialized or _RESTRICTED.search(str(error)):
+    specialized, restricted = _SPECIALIZED.search(str(error)), _RESTRICTED.search(str(error))
+    if restricted and restricted[1] not in (None, BATCH_NAME):
+        what = f"fixes the size '{restricted[1]}' to {specialized[1]}" if specialized else f"does not take every size '{restricted[1]}'"
+        return CaptureError(f"{name} {what}: leave it out of dynamic_shapes, narrow its bounds, or write shapes with x.shape")
+    if specialized or restricted:
         what = f"fixes the batch size to {specialized[1]}" if specialized else "does not take every batch size"
         return CaptureError(f"{name} {what}: capture with dynamic_batch=False, or write its shapes with x.shape[0]")
     failure = _failure(model, inputs)

@@ -1,16 +1,17 @@
 """The batch of a program: its symbol, and the proof that the samples of a batch are computed independently of each other.
 
 Back ends generate code for one sample and loop over the batch. That is right only if sample i of every value is a function of
-sample i of the inputs. The proof is by shapes. Call a value *batched* if it is computed from an input. By induction over the
-graph, sample i of a batched value depends on sample i alone, if every batched value has the symbolic batch as one of its dimensions
-and nowhere else, that dimension is 0 for every input, output and operand of an op that computes, and whatever puts it elsewhere
-only moves data (a vision transformer permutes [batch, tokens, 3, heads, width] to [3, batch, heads, tokens, width] to split it):
+sample i of the inputs. The proof is by shapes; symbols other than the batch count as numbers. Call a value *batched* if it is
+computed from an input. By induction over the graph, sample i of a batched value depends on sample i alone, if every batched value
+has the symbolic batch as one of its dimensions and nowhere else, that dimension is 0 for every input, output and operand of an op
+that computes, and whatever puts it elsewhere only moves data (a vision transformer permutes [batch, tokens, 3, heads, width] to
+[3, batch, heads, tokens, width] to split it):
 
 - a reduction, selection or slice over the batch gives a dimension 0 without the symbol; a concatenation gives a multiple of it;
 - a broadcast of a vector of samples along another dimension puts the symbol there too; a matrix product of samples with samples
   has it twice;
 - a view keeps samples whole if as many elements stand before the symbol as before it (none do where it is dimension 0);
-- the size of the batch itself is read by views only;
+- the size of the batch itself is read by views only (other sizes are the same for all samples);
 - only ops that work along a dimension and keep its size are left; those are listed here with the dimension that they work along.
 """
 
@@ -28,6 +29,7 @@ from qcompiler.errors import CaptureError
 from qcompiler.ir.edit import argument
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
+from qcompiler.ir.sizes import expression, symbols_of
 
 _aten = torch.ops.aten
 
@@ -47,6 +49,8 @@ _VIEWS = frozenset(
         _aten.view.default,
         _aten._unsafe_view.default,
         _aten.reshape.default,
+        _aten.flatten.using_ints,
+        _aten.unflatten.int,
         _aten.unsqueeze.default,
         _aten.squeeze.dim,
         _aten.squeeze.dims,
@@ -68,16 +72,12 @@ _MOVES = frozenset(
 )
 
 # Ops that read the size of the batch only to give a value its shape; anywhere else a sample would depend on how many there are.
-_TAKES_SIZES = frozenset({_aten.view.default, _aten.reshape.default, _aten.expand.default, _aten._unsafe_view.default})
+_TAKES_SIZES = frozenset({_aten.view.default, _aten.reshape.default, _aten.expand.default, _aten._unsafe_view.default, _aten.unflatten.int})
 
 
 def batch_symbol(program: Program) -> sympy.Expr | None:
     """The symbol of dimension 0 of the inputs; None for a program whose batch is fixed."""
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            shape = node.meta["val"].shape
-            return shape[0].node.expr if shape and isinstance(shape[0], torch.SymInt) else None
-    return None
+    return next((symbol for symbol, size in symbols_of(program).items() if size is None), None)
 
 
 def check_independent_samples(program: Program) -> None:
@@ -93,7 +93,7 @@ def check_independent_samples(program: Program) -> None:
     for node in program.graph.nodes:
         if node.op not in ("placeholder", "call_function") or _is_size(node):
             continue
-        if node.op == "placeholder" or any(source in batched or _is_size(source) for source in node.all_input_nodes):
+        if node.op == "placeholder" or any(source in batched or _reads_batch(source, symbol) for source in node.all_input_nodes):
             batched.add(node)
             if not _keeps_samples(node, symbol):
                 raise CaptureError(
@@ -104,7 +104,13 @@ def check_independent_samples(program: Program) -> None:
 
 
 def _is_size(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), torch.SymInt)
+    return isinstance(node.meta.get("val"), int | torch.SymInt)
+
+
+def _reads_batch(node: fx.Node, symbol: sympy.Expr) -> bool:
+    """Whether a node is a size that depends on the number of samples."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.SymInt) and symbol in expression(value).free_symbols
 
 
 def _check_outputs(program: Program, batched: set[fx.Node], batch: sympy.Expr) -> None:
@@ -118,7 +124,7 @@ def _check_outputs(program: Program, batched: set[fx.Node], batch: sympy.Expr) -
 
 
 def _keeps_samples(node: fx.Node, symbol: sympy.Expr) -> bool:
-    if any(_is_size(source) for source in node.all_input_nodes) and node.target not in _TAKES_SIZES:
+    if any(_reads_batch(source, symbol) for source in node.all_input_nodes) and node.target not in _TAKES_SIZES:
         return False
     positions = {_batch_dimension(value, symbol) for value in _tensors(node.meta["val"])}
     if None in positions:
@@ -136,9 +142,9 @@ def _keeps_samples(node: fx.Node, symbol: sympy.Expr) -> bool:
 
 
 def _batch_dimension(value: torch.Tensor, symbol: sympy.Expr) -> int | None:
-    """Which dimension the symbol is, if it is one and all the others are numbers."""
-    symbolic = [position for position, size in enumerate(value.shape) if isinstance(size, torch.SymInt)]
-    if len(symbolic) != 1 or value.shape[symbolic[0]].node.expr != symbol:  # type: ignore[attr-defined]  # a SymInt
+    """Which dimension the symbol is, if it is one and none of the others depends on it."""
+    symbolic = [position for position, size in enumerate(value.shape) if symbol in expression(size).free_symbols]
+    if len(symbolic) != 1 or expression(value.shape[symbolic[0]]) != symbol:
         return None
     return symbolic[0]
 
@@ -146,7 +152,7 @@ def _batch_dimension(value: torch.Tensor, symbol: sympy.Expr) -> int | None:
 def _same_prefix(node: fx.Node, symbol: sympy.Expr) -> bool:
     """Whether a view has as many elements before the batch as its operand."""
     before, after = (value.shape[: _batch_dimension(value, symbol)] for value in (node.args[0].meta["val"], node.meta["val"]))  # type: ignore[union-attr]
-    return bool(math.prod(before) == math.prod(after))
+    return bool(math.prod(map(expression, before)) == math.prod(map(expression, after)))
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:

@@ -8,10 +8,16 @@ from typing import Any, cast
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext, StrictMinMaxConstraint
+from torch.utils._sympy.value_ranges import ValueRanges
 
+from qcompiler.errors import VerificationError
 from qcompiler.ir import edit
 from qcompiler.ir.provenance import Provenance
+from qcompiler.ir.types import DynamicSize, SpecSize
+
+# torch takes the sizes 0 and 1 for constants; a symbol stands for the others, and what it says of them holds for those as well.
+_SMALLEST_SYMBOLIC = 2
 
 
 class GraphBuilder:
@@ -30,12 +36,16 @@ class GraphBuilder:
         self.graph_module = fx.GraphModule(torch.nn.Module(), fx.Graph())
         self.graph = self.graph_module.graph
         self._mode = FakeTensorMode(shape_env=ShapeEnv())
-        self._batch: torch.SymInt | None = None
+        self._symbols: dict[DynamicSize | None, torch.SymInt] = {}
 
-    def input(self, name: str, shape: Sequence[int | None], dtype: torch.dtype) -> fx.Node:
-        """A user input; None in the shape is the batch, one symbol for all inputs."""
+    def input(self, name: str, shape: Sequence[SpecSize], dtype: torch.dtype) -> fx.Node:
+        """A user input; None in the shape is the batch, one symbol for all inputs, as is each name of a dynamic size.
+
+        Raises:
+            VerificationError: two bounds for one name.
+        """
         node = self.graph.placeholder(name)
-        sizes = [self._symbolic_batch() if size is None else size for size in shape]
+        sizes = [size if isinstance(size, int) else self._symbolic(size) for size in shape]
         with self._mode:
             node.meta["val"] = torch.empty(sizes, dtype=dtype)
         node.meta["provenance"] = Provenance()
@@ -72,10 +82,27 @@ class GraphBuilder:
         edit.finish(self.graph_module)
         return self.graph_module
 
-    def _symbolic_batch(self) -> torch.SymInt:
-        if self._batch is None:
-            context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
-            # The example size 2 keeps torch from specializing to 0 or 1.
-            size = self._mode.from_tensor(torch.empty(2), symbolic_context=context).size(0)
-            self._batch = cast(torch.SymInt, size)
-        return self._batch
+    def _symbolic(self, size: DynamicSize | None) -> int | torch.SymInt:
+        """The symbol of the batch or of a dynamic size, made where it is asked for first, plus the offset."""
+        if size is None:
+            return self._symbol(None)
+        return self._symbol(DynamicSize(size.name, size.minimum, size.maximum)) + size.offset
+
+    def _symbol(self, size: DynamicSize | None) -> torch.SymInt:
+        if size not in self._symbols:
+            other = next((known for known in self._symbols if known and size and known.name == size.name), None)
+            if other is not None:
+                raise VerificationError(f"'{other.name}' is bounded by {other.minimum} to {other.maximum} and elsewhere otherwise")
+            self._symbols[size] = self._new_symbol(size)
+        return self._symbols[size]
+
+    def _new_symbol(self, size: DynamicSize | None) -> torch.SymInt:
+        context: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(
+            dynamic_sizes=[DimDynamic.DYNAMIC], constraint_sizes=[None if size is None else _bounds(size)]
+        )
+        example = max(_SMALLEST_SYMBOLIC, size.minimum if size is not None else 0)
+        return cast(torch.SymInt, self._mode.from_tensor(torch.empty(example), symbolic_context=context).size(0))
+
+
+def _bounds(size: DynamicSize) -> StrictMinMaxConstraint:
+    return StrictMinMaxConstraint(warn_only=False, vr=ValueRanges(max(_SMALLEST_SYMBOLIC, size.minimum), size.maximum))

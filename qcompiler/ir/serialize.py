@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import keyword
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +21,7 @@ from qcompiler.ir.program import PassRecord, Program, ValueSpec
 from qcompiler.ir.provenance import Provenance
 from qcompiler.ir.stages import Target, target_names
 from qcompiler.ir.text import FORMAT_VERSION, program_dict
-from qcompiler.ir.types import IntegerRange, IntegerType, QuantizedType, Stage
+from qcompiler.ir.types import DynamicSize, IntegerRange, IntegerType, QuantizedType, SpecSize, Stage
 
 T = TypeVar("T")
 
@@ -84,7 +84,8 @@ def _program(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
     inputs, outputs = (tuple(_spec(entry) for entry in description[name]) for name in ("inputs", "outputs"))
     graph_module = _GraphReader(stage, inputs, tensors).read(description["nodes"])
     history = tuple(_record(entry) for entry in description["history"])
-    return Program(graph_module, stage, inputs, outputs, history)
+    islands = tuple(_of(str, name) for name in description["islands"])
+    return Program(graph_module, stage, inputs, outputs, history, islands)
 
 
 class _GraphReader:
@@ -172,8 +173,18 @@ class _GraphReader:
 
 def _spec(entry: Mapping[str, Any]) -> ValueSpec:
     quantized = None if entry["quantized"] is None else _quantized(entry["quantized"])
-    shape = tuple(None if size is None else _of(int, size) for size in entry["shape"])
-    return ValueSpec(_of(str, entry["name"]), _DTYPES[entry["dtype"]], shape, quantized)
+    shape = tuple(map(_size, entry["shape"]))
+    return ValueSpec(_of(str, entry["name"]), _DTYPES[entry["dtype"]], shape, quantized, _range(entry["range"]))
+
+
+def _size(entry: object) -> SpecSize:
+    if isinstance(entry, Mapping):
+        return DynamicSize(_of(str, entry["name"]), *(_of(int, entry[field]) for field in ("minimum", "maximum", "offset")))
+    return None if entry is None else _of(int, entry)
+
+
+def _range(ends: Sequence[object] | None) -> IntegerRange | None:
+    return None if ends is None else IntegerRange(*(_of(int, end) for end in ends))
 
 
 def _quantized(entry: Mapping[str, Any]) -> QuantizedType:
@@ -181,8 +192,7 @@ def _quantized(entry: Mapping[str, Any]) -> QuantizedType:
     scale = tuple(_of(float, item) for item in entry["scale"])
     zero_point = tuple(_of(int, item) for item in entry["zero_point"])
     axis = None if entry["axis"] is None else _of(int, entry["axis"])
-    proven = None if entry["range"] is None else IntegerRange(*(_of(int, end) for end in entry["range"]))
-    return QuantizedType(integer, scale, zero_point, axis, proven)
+    return QuantizedType(integer, scale, zero_point, axis, _range(entry["range"]))
 
 
 def _record(entry: Mapping[str, Any]) -> PassRecord:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,13 @@ from torch import fx
 from qcompiler.ir.edit import constant_value
 from qcompiler.ir.program import PassRecord, Program, ValueSpec
 from qcompiler.ir.provenance import Provenance, provenance_of
+from qcompiler.ir.sizes import named, symbols_of
 from qcompiler.ir.stages import target_text
-from qcompiler.ir.types import QuantizedType
+from qcompiler.ir.types import DynamicSize, QuantizedType, SpecSize
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
+_BATCH = "B"
 _LONGEST_LIST = 8
 _SHORT_DTYPES = {
     torch.uint8: "u8",
@@ -43,7 +45,7 @@ def program_text(program: Program) -> str:
 
     A node reads ``%name: type[shape] scale=… zp=… range=[…] = op(operands, attributes)  # source line (passes that made it)``.
     """
-    sizes = SizeNames(program.graph)
+    sizes = SizeNames(program)
     lines = [f"stage {program.stage.value}"]
     lines += [f"input {_spec_text(spec)}" for spec in program.inputs]
     lines += [_node_text(node, sizes) for node in program.graph.nodes]
@@ -54,7 +56,7 @@ def program_text(program: Program) -> str:
 
 def program_dict(program: Program) -> dict[str, Any]:
     """The program as JSON values, complete but for the data of its constants, which it holds as SHA-256 digests."""
-    sizes = SizeNames(program.graph)
+    sizes = SizeNames(program)
     return {
         "format": FORMAT_VERSION,
         "stage": program.stage.value,
@@ -62,27 +64,18 @@ def program_dict(program: Program) -> dict[str, Any]:
         "outputs": [spec_dict(spec) for spec in program.outputs],
         "nodes": [_node_dict(node, sizes) for node in program.graph.nodes],
         "history": [record_dict(record) for record in program.history],
+        "islands": list(program.islands),
     }
 
 
 class SizeNames:
-    """Symbolic sizes by stable names: the batch is ``B``, whatever number torch gave its symbol."""
+    """Symbolic sizes by stable names: the batch is ``B``, other sizes have names of their own, whatever number torch gave the symbols."""
 
-    def __init__(self, graph: fx.Graph) -> None:
-        self._names: dict[str, str] = {}
-        for node in graph.nodes:
-            if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor):
-                for size in node.meta["val"].shape:
-                    self._learn(size)
-
-    def _learn(self, size: int | torch.SymInt) -> None:
-        for symbol in re.findall(r"\b[a-z]\w*", str(size)):
-            self._names.setdefault(symbol, f"B{len(self._names) or ''}")
+    def __init__(self, program: Program) -> None:
+        self._symbols = symbols_of(program)
 
     def __call__(self, size: int | torch.SymInt) -> int | str:
-        if isinstance(size, int):
-            return size
-        return re.sub(r"\b[a-z]\w*", lambda match: self._names.get(match[0], match[0]), str(size))
+        return size if isinstance(size, int) else named(size, self._symbols, _BATCH)
 
 
 # ---- text -------------------------------------------------------------------------------------------------------------------------
@@ -163,8 +156,15 @@ def _provenance_text(provenance: Provenance) -> str:
 
 
 def _spec_text(spec: ValueSpec) -> str:
-    shape = ",".join("B" if size is None else str(size) for size in spec.shape)
-    return f"{spec.name}: {_quantized_text(f'{_SHORT_DTYPES.get(spec.dtype, spec.dtype)}[{shape}]', spec.quantized)}"
+    shape = ",".join(map(_size_text, spec.shape))
+    kind = _quantized_text(f"{_SHORT_DTYPES.get(spec.dtype, spec.dtype)}[{shape}]", spec.quantized)
+    return f"{spec.name}: {kind}{f' range={spec.range}' if spec.range is not None else ''}"
+
+
+def _size_text(size: SpecSize) -> str:
+    if isinstance(size, DynamicSize):
+        return f"{size}:{size.minimum}..{size.maximum}"
+    return _BATCH if size is None else str(size)
 
 
 def _record_text(record: PassRecord) -> str:
@@ -231,9 +231,14 @@ def quantized_dict(quantized: QuantizedType | None) -> dict[str, Any] | None:
 
 
 def spec_dict(spec: ValueSpec) -> dict[str, Any]:
-    """The specification of an input or output as a JSON object; null in the shape is the batch."""
-    dtype = str(spec.dtype).removeprefix("torch.")
-    return {"name": spec.name, "dtype": dtype, "shape": list(spec.shape), "quantized": quantized_dict(spec.quantized)}
+    """The specification of an input or output as a JSON object; null in the shape is the batch, an object a dynamic size."""
+    return {
+        "name": spec.name,
+        "dtype": str(spec.dtype).removeprefix("torch."),
+        "shape": [asdict(size) if isinstance(size, DynamicSize) else size for size in spec.shape],
+        "quantized": quantized_dict(spec.quantized),
+        "range": None if spec.range is None else [spec.range.low, spec.range.high],
+    }
 
 
 def record_dict(record: PassRecord) -> dict[str, Any]:

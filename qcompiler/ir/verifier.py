@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-from qcompiler.errors import VerificationError
+from qcompiler.errors import QCompilerError, VerificationError
 from qcompiler.ir.edit import argument, constant_value, evaluate
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.provenance import Provenance, describe
 from qcompiler.ir.ranges import Bounds, analyze
+from qcompiler.ir.sizes import Symbols, shape_text, specified, symbols_of
 from qcompiler.ir.stages import STAGES, OpSpecification, StageSpecification
 from qcompiler.ir.types import QuantizedType, Stage
 
@@ -175,23 +176,30 @@ def _signature(value: Any) -> str:
 
 def _check_signature(program: Program) -> None:
     inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
+    symbols = symbols_of(program)
     for kind, nodes, specs in (("input", inputs, program.inputs), ("output", _outputs(program), program.outputs)):
         for node, spec in zip(nodes, specs, strict=True):
-            _check_spec(kind, node, spec, program.stage)
+            _check_spec(kind, node, spec, program.stage, symbols)
 
 
-def _check_spec(kind: str, node: fx.Node, spec: ValueSpec, stage: Stage) -> None:
+def _check_spec(kind: str, node: fx.Node, spec: ValueSpec, stage: Stage, symbols: Symbols) -> None:
     value = node.meta["val"]
     dtype = spec.quantized.integer.dtype if spec.quantized is not None and stage is Stage.INTEGER else spec.dtype
     if value.dtype != dtype:
         raise VerificationError(
             f"{kind} '{spec.name}' is {_dtype_name(dtype)} by specification, but {describe(node)} is {_signature(value)}"
         )
-    shape = tuple(None if isinstance(size, torch.SymInt) else size for size in value.shape)
-    if shape != spec.shape:
+    if not _specifies(spec, value, symbols):
         raise VerificationError(
-            f"{kind} '{spec.name}' has the shape {spec.shape} by specification, but {describe(node)} is {_signature(value)}"
+            f"{kind} '{spec.name}' has the shape [{shape_text(spec.shape)}] by specification, but {describe(node)} is {_signature(value)}"
         )
+
+
+def _specifies(spec: ValueSpec, value: torch.Tensor, symbols: Symbols) -> bool:
+    try:
+        return tuple(specified(size, symbols) for size in value.shape) == spec.shape
+    except QCompilerError:  # a size that no specification can hold
+        return False
 
 
 # ---- ranges -----------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import fx
 
 from qcompiler.ir.program import PassRecord, Program, ValueSpec
 from qcompiler.ir.provenance import provenance_of, target_name
-from qcompiler.ir.types import QuantizedType
+from qcompiler.ir.types import DynamicSize, QuantizedType
 
 
 def program_json(program: Program) -> dict[str, Any]:
@@ -25,7 +26,8 @@ def program_json(program: Program) -> dict[str, Any]:
 
 
 def _spec(spec: ValueSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": _dtype(spec.dtype), "shape": list(spec.shape), "quantized": _quantized(spec.quantized)}
+    shape = [asdict(size) if isinstance(size, DynamicSize) else size for size in spec.shape]
+    return {"name": spec.name, "dtype": _dtype(spec.dtype), "shape": shape, "quantized": _quantized(spec.quantized)}
 
 
 def _record(record: PassRecord) -> dict[str, Any]:

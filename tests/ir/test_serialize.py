@@ -83,7 +83,7 @@ def node(description: Mapping[str, Any], name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=2), "format version 2, this qcompiler reads 1"),
+        (lambda d: d.update(format=1), "format version 1, this qcompiler reads 2"),
         (lambda d: d.pop("format"), "format version None"),
         (lambda d: d.update(more=1), "unknown field 'more'"),
         (lambda d: d.pop("history"), "damaged .KeyError: 'history'"),
@@ -124,7 +124,7 @@ def test_anything_unknown_or_inconsistent_is_rejected(change: Callable[[dict[str
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("description", [[], None, "text", {"format": 1}])
+@pytest.mark.parametrize("description", [[], None, "text", {"format": 2}])
 def test_what_is_no_description_is_rejected(description: Any) -> None:
     with pytest.raises(ArtifactError):
         load(description, {})

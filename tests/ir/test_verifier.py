@@ -173,8 +173,8 @@ def test_specifications_of_inputs_and_outputs_hold() -> None:
     rejects(program.replace(outputs=()), "the graph has 1 outputs but the program specifies 0")
     rejects(program.replace(inputs=(replace(x, quantized=QuantizedType(INT8, (1.0,))),)), r"input 'x' is int8 by specification, but 'x' ")
     rejects(program.replace(outputs=(replace(y, quantized=None),)), "output 'y' is float32 by specification")
-    rejects(program.replace(outputs=(replace(y, shape=(None, 3, 4, 5)),)), r"output 'y' has the shape \(None, 3, 4, 5\) by specification")
-    rejects(program.replace(inputs=(replace(x, shape=(1, 2, 4, 4)),)), r"input 'x' has the shape \(1, 2, 4, 4\) by specification")
+    rejects(program.replace(outputs=(replace(y, shape=(None, 3, 4, 5)),)), r"output 'y' has the shape \[N, 3, 4, 5\] by specification")
+    rejects(program.replace(inputs=(replace(x, shape=(1, 2, 4, 4)),)), r"input 'x' has the shape \[1, 2, 4, 4\] by specification")
 
 
 # ---- ranges ---------------------------------------------------------------------------------------------------------------------------
