@@ -33,9 +33,9 @@ def functionalize(graph: fx.Graph) -> None:
         UnsupportedOpError: an in-place op without functional counterpart (``copy_``, ``index_put_``, …).
     """
     order = {node: position for position, node in enumerate(graph.nodes)}
-    storage = _StorageSets(graph)
+    storage = StorageSets(graph)
     for node in list(graph.nodes):
-        if not _writes(node):
+        if not writes(node):
             continue
         target = node.args[0]
         assert isinstance(target, fx.Node)  # the schema's first argument is the tensor written to
@@ -45,7 +45,8 @@ def functionalize(graph: fx.Graph) -> None:
         target.replace_all_uses_with(node, delete_user_cb=lambda user, write=node: order[user] > order[write])  # type: ignore[misc]
 
 
-def _writes(node: fx.Node) -> bool:
+def writes(node: fx.Node) -> bool:
+    """Whether a call changes one of its arguments."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable and not str(schema.name).startswith("aten::batch_norm")
 
@@ -76,7 +77,7 @@ def _functional(node: fx.Node) -> Callable[..., object]:
     return result  # type: ignore[no-any-return]  # torch.ops is untyped
 
 
-class _StorageSets:
+class StorageSets:
     """Which nodes may share memory: the classes of the relation 'the result is, or is a view of, the argument' (union-find)."""
 
     def __init__(self, graph: fx.Graph) -> None:
