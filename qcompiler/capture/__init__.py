@@ -28,6 +28,7 @@ def capture(
     example_inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
     dynamic_batch: bool = True,
     dynamic_shapes: DynamicShapes | None = None,
+    allow_float: tuple[str, ...] = (),
 ) -> Program:
     """Turn a model into a Program at stage FLOAT that computes what ``model.eval()`` computes.
 
@@ -40,6 +41,8 @@ def capture(
             ``{"input_ids": {1: length}, "attention_mask": {1: length}}`` with ``length = DynamicSize("sequence", 1, 128)`` or
             ``torch.export.Dim("sequence", min=1, max=128)``. A maximum is needed. Inputs that share a name have equal sizes.
             An exported program has its own, each with a maximum, so the argument is ignored for it.
+        allow_float: full names of ops ("aten.sin.default") that may be in the program though no stage has a form for them. They
+            must be functions of tensors that change none. ``Program.islands`` names their calls.
 
     The program is a pure function with its own copy of the weights: training the module later does not change it, and
     what the module writes into its inputs stays inside. The module itself is left as it was, its training mode too.
@@ -50,16 +53,16 @@ def capture(
             tensors, buffers that change from call to call, a fixed batch, samples that mix; or there is no such file.
     """
     if isinstance(model, str | Path):
-        return program_from_exported(_load(Path(model)))
+        return program_from_exported(_load(Path(model)), allow_float=allow_float)
     if isinstance(model, ExportedProgram):
-        return program_from_exported(model)
+        return program_from_exported(model, allow_float=allow_float)
     if not isinstance(model, nn.Module):
         raise CaptureError(
             f"cannot capture a {type(model).__name__}: give a torch.nn.Module, an ExportedProgram or the path of a .pt2 file"
         )
     inputs = _as_tuple(model, example_inputs)
     dynamic = resolve(model, inputs, dynamic_shapes, dynamic_batch)
-    return program_from_exported(export_module(model, inputs, dynamic_batch, dynamic), dynamic)
+    return program_from_exported(export_module(model, inputs, dynamic_batch, dynamic), dynamic, allow_float)
 
 
 def _as_tuple(model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sympy
@@ -13,6 +13,9 @@ from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec,
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
+from qcompiler.capture.batch_dimension import separate_batch
+from qcompiler.capture.constants import evaluate_constants, evaluate_sizes
+from qcompiler.capture.counting import replace_counting
 from qcompiler.capture.dynamic import Resolved
 from qcompiler.capture.functionalize import functionalize
 from qcompiler.errors import CaptureError, QCompilerError, UnsupportedOpError
@@ -47,24 +50,44 @@ _HINTS: Mapping[str, str] = {
 _GENERAL_HINT = "write it with ops of docs/capture.md, or keep that part of the model outside"
 
 
-def program_from_exported(exported: ExportedProgram, dynamic: Resolved | None = None) -> Program:
-    """The FLOAT program of an exported program; its weights are copied. ``dynamic``: its dynamic sizes, where their names are known.
+def program_from_exported(exported: ExportedProgram, dynamic: Resolved | None = None, allow_float: Iterable[str] = ()) -> Program:
+    """The FLOAT program of an exported program; its weights are copied. ``dynamic``: its dynamic sizes, where their names are known;
+    ``allow_float``: full names of ops ("aten.sin.default") that may be in the program though stage FLOAT does not have them.
 
     Raises:
         CaptureError, UnsupportedOpError: as ``qcompiler.capture.capture`` says.
     """
-    graph_module = _flat_graph_module(exported)
+    graph_module = _pure_graph_module(exported)
     graph = graph_module.graph
-    functionalize(graph)
-    _name_squeezed_dimensions(graph)
-    _check_ops(graph)
     names, outputs = _outputs(exported, graph)
     unshaped = tuple(ValueSpec(name, node.meta["val"].dtype, ()) for name, node in zip(names, outputs, strict=True))
     program = Program(graph_module, Stage.FLOAT, _input_specs(exported, graph, dynamic), unshaped)
     edit.erase_dead(program)
+    islands = _check_ops(graph, frozenset(allow_float))
     check_independent_samples(program)
     symbols = symbols_of(program)
-    return program.replace(outputs=tuple(_value_spec("output", name, node, symbols) for name, node in zip(names, outputs, strict=True)))
+    return program.replace(
+        islands=islands, outputs=tuple(_value_spec("output", name, node, symbols) for name, node in zip(names, outputs, strict=True))
+    )
+
+
+def _pure_graph_module(exported: ExportedProgram) -> fx.GraphModule:
+    """No writes, nothing computed from constants or sizes that passes cannot fold, the batch in a dimension of its own."""
+    graph_module = _flat_graph_module(exported)
+    graph, batch = graph_module.graph, _batch(graph_module.graph)
+    evaluate_constants(graph_module)
+    functionalize(graph)
+    _name_squeezed_dimensions(graph)
+    replace_counting(graph)
+    evaluate_sizes(graph_module, exported.range_constraints, batch)
+    return graph_module if batch is None else separate_batch(graph_module, batch)
+
+
+def _batch(graph: fx.Graph) -> sympy.Expr | None:
+    """The symbol of dimension 0 of the first input; None where it is a number."""
+    first = next((node for node in graph.nodes if node.op == "placeholder"), None)
+    shape = () if first is None else first.meta["val"].shape
+    return shape[0].node.expr if shape and isinstance(shape[0], torch.SymInt) else None
 
 
 def _flat_graph_module(exported: ExportedProgram) -> fx.GraphModule:
@@ -173,11 +196,28 @@ def _name_squeezed_dimensions(graph: fx.Graph) -> None:
         node.args = (node.args[0], [dim for dim, size in enumerate(shape) if isinstance(size, int) and size == 1])
 
 
-def _check_ops(graph: fx.Graph) -> None:
+def _check_ops(graph: fx.Graph, allowed: frozenset[str]) -> tuple[str, ...]:
+    """Decline ops that stage FLOAT does not have; the names of those that the user allows."""
+    islands = []
     for node in graph.nodes:
         hint = _reason_unsupported(node) if node.op == "call_function" else None
-        if hint is not None:
-            raise UnsupportedOpError(f"{describe(node)} is not supported: {hint}")
+        if hint is not None and str(node.target) in allowed and _is_functional(node):
+            islands.append(node.name)
+        elif hint is not None:
+            raise UnsupportedOpError(f"{describe(node)} is not supported: {hint}{_option(node)}")
+    return tuple(islands)
+
+
+def _option(node: fx.Node) -> str:
+    if not _is_functional(node) or node.target in FLOAT_OPS:
+        return ""
+    return f', or leave it in float with allow_float=("{node.target}",)'
+
+
+def _is_functional(node: fx.Node) -> bool:
+    """Whether the op is one of aten (or of a library) that gives one tensor and changes none."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and not schema.is_mutable and isinstance(node.meta["val"], torch.Tensor)
 
 
 def _reason_unsupported(node: fx.Node) -> str | None:
