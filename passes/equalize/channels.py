@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 from torch.fx.node import map_arg
@@ -59,8 +60,20 @@ _REDUCTIONS = frozenset({_aten.mean.dim, _aten.amax.default, _aten.sum.dim_IntLi
 class Reader:
     """A layer, and for each of its input channels the channel of the value that it is; -1 for one of another value."""
 
-    layer: Layer
+    node: fx.Node
     channel: torch.Tensor
+
+    @property
+    def layer(self) -> Layer:
+        """With its weights as they are now."""
+        layer = as_layer(self.node)
+        assert layer is not None  # it was found as one
+        return layer
+
+    @property
+    def value(self) -> fx.Node:
+        """What it reads."""
+        return self.node.args[0]  # type: ignore[return-value]  # a layer's input is a node
 
     def of_inputs(self, values: torch.Tensor, elsewhere: float) -> torch.Tensor:
         """Values of the followed channels in the order of the layer's inputs."""
@@ -69,8 +82,9 @@ class Reader:
 
     def magnitudes(self, channels: int) -> torch.Tensor:
         """max |w| over what multiplies each followed channel, [channels]."""
-        result = torch.zeros(channels + 1, dtype=torch.float64)
-        return result.index_reduce_(0, self.channel % (channels + 1), self.layer.input_magnitudes(), "amax")[:channels]
+        result = np.zeros(channels + 1)
+        np.maximum.at(result, self.channel.numpy(), self.layer.input_magnitudes().numpy())
+        return torch.from_numpy(result[:channels])  # -1 is the last one
 
 
 @dataclass
@@ -94,9 +108,23 @@ class Readers:
         """max |w| over all layers, [channels]."""
         return torch.stack([reader.magnitudes(self.channels) for reader in self.layers]).amax(0)
 
+    def free(self, values: torch.Tensor, neutral: float) -> torch.Tensor:
+        """``values`` where a channel can be scaled, else ``neutral``."""
+        return torch.where(self.pinned, neutral, values.double())
+
+    def free_shift(self, values: torch.Tensor) -> torch.Tensor:
+        """``values`` where a channel can be shifted, else 0."""
+        return torch.where(self.pinned | self.unshiftable, 0.0, values.double())
+
     def why_pinned(self) -> str | None:
         """Why no channel can be scaled; None if one can."""
         if not bool(self.pinned.all()) and self.layers:
+            return None
+        return next(iter(self.reasons), "no layer with constant weights reads it")
+
+    def why_unshiftable(self) -> str | None:
+        """Why no channel can be shifted; None if one can."""
+        if not bool((self.pinned | self.unshiftable).all()) and self.layers:
             return None
         return next(iter(self.reasons), "no layer with constant weights reads it")
 
@@ -164,7 +192,7 @@ class _Walk:
         """Ends here."""
         operand = node.args[0]
         layer = as_layer(node)
-        if layer is None or operand not in self.traces:
+        if layer is None or not isinstance(operand, fx.Node) or operand not in self.traces:
             self.pin(node)
             return None
         trace = self.traces[operand]
@@ -175,7 +203,7 @@ class _Walk:
         if not (trace.shifts and layer.takes_shifts):
             why = "pads with zeros" if trace.shifts else "reads it through an op that a shift does not pass"
             self._mark(self.found.unshiftable, rows[0], f"'{node.name}' {why}")
-        self.found.layers.append(Reader(layer, rows[0]))
+        self.found.layers.append(Reader(node, rows[0]))
         return None
 
     def move(self, node: fx.Node) -> _Trace | None:

@@ -7,17 +7,22 @@ reader          W x + b = (W s) x' + (b + W t)     along its input channels
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import fx
 
+from qcompiler.calibration.statistics import Observation, ObserverSpec, StatisticRequest
 from qcompiler.ir import edit
 from qcompiler.ir.program import Program
-from qcompiler.ir.provenance import derive, describe
+from qcompiler.ir.provenance import derive, provenance_of
 from qcompiler.passes.equalize.channels import Readers, readers_of
 from qcompiler.passes.equalize.weights import CHANNEL_AXIS, as_layer, set_constant, write_layer
+from qcompiler.pipeline.contract import Pass, PassContext, PassResult
 from qcompiler.pipeline.rewrite import LEFT_ALONE
 
 _aten = torch.ops.aten
@@ -45,8 +50,13 @@ class Source:
         return self.node.target is not _aten.rms_norm.default
 
     @property
+    def reader_names(self) -> str:
+        return ", ".join(f"'{reader.node.name}'" for reader in self.readers.layers)
+
+    @property
     def name(self) -> str:
-        return describe(self.node)
+        location = provenance_of(self.node).location
+        return f"{self.node.name} ({location})" if location else self.node.name
 
 
 def norm_sources(program: Program) -> list[Source]:
@@ -62,17 +72,114 @@ def layer_sources(program: Program) -> list[Source]:
 
 def move(graph_module: fx.GraphModule, source: Source, scale: torch.Tensor, shift: torch.Tensor, made_by: str) -> None:
     """Rewrite x = scale x' + shift, both float64 [channels]; scale 1 and shift 0 where the source's readers pin a channel."""
+    take_shift_over(graph_module, source.readers, shift, made_by)
     _change_source(graph_module, source.node, scale, shift, made_by)
     for reader in source.readers.layers:
-        layer = as_layer(reader.layer.node)  # as it is now: an earlier move may have changed it
-        assert layer is not None  # the readers were found as layers
-        constant = layer.product(reader.of_inputs(shift, 0.0))
-        write_layer(graph_module, layer.scale_inputs(reader.of_inputs(scale, 1.0)).add_bias(constant), made_by)
+        write_layer(graph_module, reader.layer.scale_inputs(reader.of_inputs(scale, 1.0)), made_by)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x = scale x' + shift for each channel, and what to tell the user about it; both float64 [channels]."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+    note: str
+
+
+@dataclass(frozen=True)
+class MigrationPass(Pass):
+    """One affine map for each source that it finds; where it finds none, or declines all, the program stays."""
+
+    @abstractmethod
+    def sources(self, program: Program) -> list[Source]:
+        """The candidates, in topological order."""
+
+    @abstractmethod
+    def declines(self, source: Source) -> str | None:
+        """Why this candidate is left alone (one clause), or None."""
+
+    @abstractmethod
+    def affine(self, source: Source, seen: Observation) -> Affine | None:
+        """What to do with the source, whose channels have the ranges ``seen``; None where nothing would change."""
+
+    def observer(self, source: Source) -> ObserverSpec | None:
+        """How the ranges of the channels are estimated; None where none are needed."""
+        return ObserverSpec("min-max", axis=source.axis)
+
+    def statistics(self, program: Program) -> Sequence[StatisticRequest]:
+        taken = (source for source in self.sources(program) if self.declines(source) is None)
+        return [request for source in taken for request in _requests(source, self.observer(source))]
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        candidates = [(source, self.declines(source)) for source in self.sources(program)]
+        declined = tuple(left_alone(source, reason) for source, reason in candidates if reason is not None)
+        if len(declined) == len(candidates):
+            return PassResult(program, False, declined or ("nothing to do: no value that layers with constant weights read",))
+        work = edit.copy(program)
+        done = self.rewrite([source for source in self.sources(work) if self.declines(source) is None], work, context)
+        if not done:
+            return PassResult(program, False, ("nothing to do: the channels are alike", *declined))
+        edit.erase_dead(work)
+        return PassResult(work, True, (*done, *declined))
+
+    def rewrite(self, sources: Sequence[Source], work: Program, context: PassContext) -> tuple[str, ...]:
+        """Move the channels of each source in turn; a note for each that changed."""
+        notes = []
+        for source in sources:
+            affine = self.affine(source, _combined(source, self.observer(source), context))
+            if affine is not None:
+                notes.append(f"{source.name} into {source.reader_names}: {affine.note}")
+                move(work.graph_module, source, affine.scale, affine.shift, self.name)
+        return tuple(notes)
+
+
+def _requests(source: Source, spec: ObserverSpec | None) -> list[StatisticRequest]:
+    """A norm is observed itself. Of a layer's channels it is what the readers get that counts, after activations and pools."""
+    if spec is None:
+        return []
+    if source.node.target in NORMS:
+        return [StatisticRequest(source.node.name, spec)]
+    return [StatisticRequest(reader.value.name, replace(spec, axis=reader.layer.axis)) for reader in source.readers.layers]
+
+
+def _combined(source: Source, spec: ObserverSpec | None, context: PassContext) -> Observation:
+    """The ranges of the source's channels over all its readers; [0, 0] for a channel that none of them reads."""
+    if source.node.target in NORMS and spec is not None:
+        return context.statistics[source.node.name]
+    low, high, mean, deviation = np.zeros((4, source.channels + 1))
+    for reader in source.readers.layers if spec is not None else ():
+        seen = context.statistics[reader.value.name]
+        numbers = reader.channel.numpy()
+        np.minimum.at(low, numbers, seen.low)
+        np.maximum.at(high, numbers, seen.high)
+        if seen.mean:  # readers of one channel see the same values, or a part of them
+            mean[numbers], deviation[numbers] = seen.mean, seen.deviation
+    columns = (tuple(column[:-1].tolist()) for column in (low, high, mean, deviation))
+    return Observation(next(columns), next(columns), source.axis, next(columns), next(columns))
 
 
 def left_alone(source: Source, reason: str) -> str:
     """The note of a candidate that was declined."""
     return f"{source.name} {LEFT_ALONE}: {reason}"
+
+
+def take_shift_over(graph_module: fx.GraphModule, readers: Readers, shift: torch.Tensor, made_by: str) -> None:
+    """The layers get x - shift where they got x: b + W shift."""
+    for reader in readers.layers:
+        layer = reader.layer
+        write_layer(graph_module, layer.add_bias(layer.product(reader.of_inputs(shift, 0.0))), made_by)
+
+
+def sources_in_order(program: Program) -> list[Source]:
+    """Norms and layers, as they stand in the graph."""
+    found = {source.node: source for source in (*norm_sources(program), *layer_sources(program))}
+    return [found[node] for node in program.graph.nodes if node in found]
+
+
+def magnitudes(seen: Observation) -> torch.Tensor:
+    """max |x| of each channel, float64."""
+    return torch.tensor(seen.largest_magnitude, dtype=torch.float64)
 
 
 def _is_foldable(node: fx.Node) -> bool:

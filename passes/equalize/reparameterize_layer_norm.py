@@ -21,19 +21,17 @@ outliers:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
-from qcompiler.calibration.statistics import Observation, ObserverSpec, StatisticRequest
+from qcompiler.calibration.statistics import Observation, ObserverKind, ObserverSpec
 from qcompiler.errors import CalibrationError
-from qcompiler.ir import edit
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
-from qcompiler.passes.equalize.migration import Source, left_alone, move, norm_sources
-from qcompiler.pipeline.contract import Equivalent, Pass, PassContext, PassResult, Promise
+from qcompiler.passes.equalize.migration import Affine, MigrationPass, Source, norm_sources
+from qcompiler.pipeline.contract import Equivalent, Promise
 
 _aten = torch.ops.aten
 
@@ -42,7 +40,7 @@ _LEAST_RATIO = 1e-4
 
 
 @dataclass(frozen=True)
-class ReparameterizeLayerNorm(Pass):
+class ReparameterizeLayerNorm(MigrationPass):
     """Ranges of single channels after a layer norm go into its weights and those of the next layers (RepQ-ViT).
 
     Options:
@@ -64,29 +62,21 @@ class ReparameterizeLayerNorm(Pass):
         if not 2 <= self.bits <= 8:
             raise CalibrationError(f"{self.name}: bits must be 2..8, got {self.bits}")
 
-    def statistics(self, program: Program) -> Sequence[StatisticRequest]:
-        kind: Literal["min-max", "mse"] = "min-max" if self.clip == "none" else "mse"
-        spec = ObserverSpec(kind, axis=-1, bits=self.bits, through_zero=False)
-        return [StatisticRequest(source.node.name, spec) for source in _layer_norms(program) if source.readers.why_not_all() is None]
+    def sources(self, program: Program) -> list[Source]:
+        return [source for source in norm_sources(program) if source.node.target is _aten.layer_norm.default]
 
-    def run(self, program: Program, context: PassContext) -> PassResult:
-        sources = _layer_norms(program)
-        declined = [left_alone(source, reason) for source in sources if (reason := source.readers.why_not_all()) is not None]
-        if not sources:
-            return PassResult(program, False, ("no layer norm over one dimension with constant weights",))
-        if len(declined) == len(sources):
-            return PassResult(program, False, tuple(declined))
-        work = edit.copy(program)
-        notes = []
-        for source in _layer_norms(work):
-            if source.readers.why_not_all() is None:
-                scale, shift = self.affine(context.statistics[source.node.name])
-                move(work.graph_module, source, scale, shift, self.name)
-                notes.append(_done(source, scale))
-        edit.erase_dead(work)
-        return PassResult(work, True, (*notes, *declined))
+    def declines(self, source: Source) -> str | None:
+        return source.readers.why_not_all()
 
-    def affine(self, seen: Observation) -> tuple[torch.Tensor, torch.Tensor]:
+    def observer(self, source: Source) -> ObserverSpec:
+        kind: ObserverKind = "min-max" if self.clip == "none" else "mse"
+        return ObserverSpec(kind, axis=-1, bits=self.bits, through_zero=False)
+
+    def affine(self, source: Source, seen: Observation) -> Affine | None:
+        ratio, shift = self.ratio_and_shift(seen)
+        return Affine(ratio, shift, f"scales of channels were {float(ratio.min()):.2g} to {float(ratio.max()):.2g} of the common one")
+
+    def ratio_and_shift(self, seen: Observation) -> tuple[torch.Tensor, torch.Tensor]:
         """r and l - r L of the module's docstring, [channels]."""
         steps = (1 << self.bits) - 1
         low, high = torch.tensor(seen.low, dtype=torch.float64), torch.tensor(seen.high, dtype=torch.float64)
@@ -98,12 +88,3 @@ class ReparameterizeLayerNorm(Pass):
         zero_point = round(min(max(float((-low / scales).mean()), 0.0), float(steps)))
         ratio = scales / common
         return ratio, low + ratio * (zero_point * common)
-
-
-def _layer_norms(program: Program) -> list[Source]:
-    return [source for source in norm_sources(program) if source.node.target is _aten.layer_norm.default]
-
-
-def _done(source: Source, ratio: torch.Tensor) -> str:
-    readers = ", ".join(f"'{reader.layer.node.name}'" for reader in source.readers.layers)
-    return f"{source.name} into {readers}: scales of channels were {float(ratio.min()):.2g} to {float(ratio.max()):.2g} of the common one"
