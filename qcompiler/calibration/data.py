@@ -6,6 +6,7 @@ import itertools
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -23,6 +24,18 @@ DataSource: TypeAlias = Iterable[object] | Callable[[], Iterable[object]]
 
 Samples: TypeAlias = tuple[tuple[torch.Tensor, ...], ...]
 
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A calibration item (a batch, as any other) that belongs to a group: a time step of a diffusion model, a modality, a source of data.
+
+    What the groups are good for is up to ``ObserverSpec.groups``; by default nobody looks at them.
+    """
+
+    inputs: object
+    group: str | int
+
+
 _BATCH = 32
 _KEPT_SAMPLES = 4
 _ARRAY_FILES = (".npy", ".npz")
@@ -34,7 +47,8 @@ class CalibrationData:
 
     Args:
         source: a tensor or array of samples (cut into batches of 32); an iterable of batches, each a tensor or a tuple with one entry
-            for each input (numpy arrays will do); or a function without arguments that gives such an iterable.
+            for each input (numpy arrays will do), or such a batch ``Labelled`` with a group; or a function without arguments that gives
+            such an iterable.
         inputs: what the program takes.
 
     Iterating reads the source from its start. A generator has only one: its second reading is a CalibrationError that says so.
@@ -51,12 +65,17 @@ class CalibrationData:
         self.total = len(source) if isinstance(source, list | tuple) else None
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        return (batch for _, batch in self.labelled())
+
+    def labelled(self) -> Iterator[tuple[str, tuple[torch.Tensor, ...]]]:
+        """The batches, each with the label of its group; one without a label has an empty one."""
         position = -1
         for position, item in enumerate(self._items()):
-            batch = self._check(position, item)
+            group, inputs = (str(item.group), item.inputs) if isinstance(item, Labelled) else ("", item)
+            batch = self._check(position, inputs)
             if self._samples is None:
                 self._samples = _first_samples(batch)
-            yield batch
+            yield group, batch
         if position < 0:
             raise CalibrationError(_EMPTY)
 
@@ -69,7 +88,7 @@ class CalibrationData:
                 raise CalibrationError(_EMPTY)
             if isinstance(self._source, Iterator):
                 self._source, self._used_up = itertools.chain([first], items), False
-            self._samples = _first_samples(self._check(0, first))
+            self._samples = _first_samples(self._check(0, first.inputs if isinstance(first, Labelled) else first))
         return self._samples
 
     def _items(self) -> Iterator[object]:

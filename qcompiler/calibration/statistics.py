@@ -11,6 +11,9 @@ from qcompiler.errors import CalibrationError, UnknownNameError
 ObserverKind = Literal["min-max", "moving-average", "percentile", "mse", "entropy", "moments"]
 OBSERVER_KINDS: tuple[ObserverKind, ...] = get_args(ObserverKind)
 
+Grouping = Literal["pooled", "per-group", "balanced"]
+GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
+
 
 @dataclass(frozen=True)
 class ObserverSpec:
@@ -27,6 +30,11 @@ class ObserverSpec:
         ``entropy`` contain zero, and the others are what was seen.
     through_zero: whether the range of ``mse`` contains zero; without it both ends are free, as where a shift of the values is to be chosen.
     bins: resolution of the histogram behind the last three: a bin is at most 2 / bins of the spread of the values.
+    groups: what becomes of calibration items with group labels (time steps of a diffusion model, image and text).
+        ``pooled``          labels are not looked at: a group counts as much as it has values.
+        ``balanced``        every group counts the same, however many values it has. ``min-max`` knows no counts and stays as it is.
+        ``per-group``       each group has an observer of its own; ``low`` and ``high`` are the means over the groups of theirs, which
+            stand in ``Observation.groups``.
     """
 
     kind: ObserverKind = "min-max"
@@ -37,10 +45,13 @@ class ObserverSpec:
     momentum: float = 0.9
     bins: int = 4096
     through_zero: bool = True
+    groups: Grouping = "pooled"
 
     def __post_init__(self) -> None:
         if self.kind not in OBSERVER_KINDS:
             raise UnknownNameError("observer", self.kind, OBSERVER_KINDS)
+        if self.groups not in GROUPINGS:
+            raise UnknownNameError("aggregation of groups", self.groups, GROUPINGS)
         if not 2 <= self.bits <= 16:
             raise CalibrationError(f"observer '{self.kind}': bits must be 2..16, got {self.bits}")
         if not 50.0 < self.percentile <= 100.0:
@@ -71,7 +82,8 @@ class StatisticRequest:
 class Observation:
     """The answer: ``low`` and ``high`` hold one number for the tensor (``axis`` None), or one for each index of ``axis``.
 
-    ``mean`` and ``deviation`` (standard, of the population) are empty unless the observer was ``moments``.
+    ``mean`` and ``deviation`` (standard, of the population) are empty unless the observer was ``moments``. ``groups`` holds the answer for
+    each group of calibration items by its label, in the order of the labels, if the observer was asked ``per-group``.
     """
 
     low: tuple[float, ...]
@@ -79,6 +91,7 @@ class Observation:
     axis: int | None = None
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
+    groups: tuple[tuple[str, Observation], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.low) != len(self.high) or not self.low:

@@ -35,10 +35,10 @@ def collect(
     if not observers:
         return {}
     interpreter = _ObservingInterpreter(program, observers)
-    batches = (progress or SilentProgress()).track(data, "calibrating", data.total)
+    batches = (progress or SilentProgress()).track(data.labelled(), "calibrating", data.total)
     with torch.no_grad():
-        for position, batch in enumerate(batches):
-            interpreter.observe(position, batch)
+        for position, (group, batch) in enumerate(batches):
+            interpreter.observe(position, group, batch)
     return {request: _result(request, observer) for request, observer in observers.items()}
 
 
@@ -63,10 +63,10 @@ class _ObservingInterpreter(fx.Interpreter):
         unknown = self._observers.keys() - {node.name for node in program.graph.nodes}
         if unknown:
             raise CalibrationError(f"a pass asks for statistics of '{min(unknown)}', which is no node of the graph")
-        self._position = 0
+        self._position, self._group = 0, ""
 
-    def observe(self, position: int, batch: tuple[torch.Tensor, ...]) -> None:
-        self._position = position
+    def observe(self, position: int, group: str, batch: tuple[torch.Tensor, ...]) -> None:
+        self._position, self._group = position, group
         self.run(*batch)
 
     def run_node(self, n: fx.Node) -> object:
@@ -75,7 +75,7 @@ class _ObservingInterpreter(fx.Interpreter):
             if not isinstance(value, torch.Tensor):
                 raise CalibrationError(f"a pass asks for statistics of {describe(n)}, which is no tensor")
             try:
-                observer.update(value)
+                observer.update(value, self._group)
             except CalibrationError as error:
                 raise CalibrationError(f"calibration sample {self._position}, node {describe(n)}: {error}") from error
         return value

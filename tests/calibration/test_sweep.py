@@ -8,7 +8,7 @@ import textwrap
 import pytest
 import torch
 
-from qcompiler.calibration.data import CalibrationData
+from qcompiler.calibration.data import CalibrationData, Labelled
 from qcompiler.calibration.statistics import ObserverSpec, StatisticRequest
 from qcompiler.calibration.sweep import collect
 from qcompiler.errors import CalibrationError
@@ -87,7 +87,7 @@ PEAK = textwrap.dedent(
     from pathlib import Path
     torch.set_num_threads(1)
     from torch import nn
-    from qcompiler.calibration.data import CalibrationData
+    from qcompiler.calibration.data import CalibrationData, Labelled
     from qcompiler.calibration.statistics import OBSERVER_KINDS, ObserverSpec, StatisticRequest
     from qcompiler.calibration.sweep import collect
     from qcompiler.capture import capture
@@ -126,3 +126,14 @@ def test_memory_of_resnet20_on_10_and_on_10000_images(assets: object) -> None:
     model = RESNET20.format(path=f"{assets}/resnet20_cifar10/resnet20.safetensors")
     few, many = peak_memory(model, 10), peak_memory(model, 10_000)
     assert abs(many - few) < 0.05 * few
+
+
+def test_labels_reach_the_observers() -> None:
+    program = small_program()
+    items = [Labelled(torch.full((3, 3), 4.0), 10), Labelled((torch.full((1, 3), 2.0),), 20), torch.full((5, 3), 1.0)]
+    request = StatisticRequest("x", ObserverSpec("min-max", groups="per-group"))
+    data = CalibrationData(items, program.inputs)
+    seen = collect(program, [request], data)[request]
+    assert [(group, answer.high) for group, answer in seen.groups] == [("", (1.0,)), ("10", (4.0,)), ("20", (2.0,))]
+    assert [group for group, _ in data.labelled()] == ["10", "20", ""]
+    assert torch.equal(data.samples()[0][0], torch.full((1, 3), 4.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qcompiler.calibration.observers.base import Observer
 from qcompiler.calibration.observers.entropy import EntropyObserver
+from qcompiler.calibration.observers.groups import GroupedObserver
 from qcompiler.calibration.observers.mean_squared_error import MeanSquaredErrorObserver
 from qcompiler.calibration.observers.min_max import MinMaxObserver
 from qcompiler.calibration.observers.moments import MomentsObserver
@@ -25,4 +26,5 @@ _CLASSES: dict[ObserverKind, type[Observer]] = {
 
 def make_observer(spec: ObserverSpec) -> Observer:
     """A fresh observer. ``update`` it with each batch, then ask for its ``result``; constants (weights) are one batch."""
-    return _CLASSES[spec.kind](spec)
+    chosen = _CLASSES[spec.kind]
+    return chosen(spec) if spec.groups == "pooled" else GroupedObserver(spec, chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ class Observer(ABC):
     def __init__(self, spec: ObserverSpec) -> None:
         self.spec = spec
 
-    def update(self, values: torch.Tensor) -> None:
-        """Take one batch into account.
+    def update(self, values: torch.Tensor, group: str = "") -> None:
+        """Take one batch into account; ``group`` is the label of its calibration item.
 
         Raises:
             CalibrationError: the batch holds an infinity or NaN, or another number of channels than those before.
@@ -43,6 +44,14 @@ class Observer(ABC):
             high = np.maximum(np.abs(low), np.abs(high))
             low = -high
         return Observation(tuple(low.tolist()), tuple(high.tolist()), self.spec.axis)
+
+    @classmethod
+    def balanced(cls, members: Sequence[Observer]) -> Observation:
+        """One answer for several observers of this class, each counting the same; here the union of their ranges."""
+        answers = [member.result() for member in members]
+        low = tuple(min(values) for values in zip(*(answer.low for answer in answers), strict=True))
+        high = tuple(max(values) for values in zip(*(answer.high for answer in answers), strict=True))
+        return Observation(low, high, members[0].spec.axis)
 
     @abstractmethod
     def _update(self, rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
@@ -74,3 +83,9 @@ def check_channels(before: torch.Tensor, now: torch.Tensor) -> None:
     """Guard: a batch has as many channels as those before."""
     if before.shape != now.shape:
         raise CalibrationError(f"the value has {now.numel()} channels now and had {before.numel()} in earlier batches")
+
+
+def mean_of(answers: Sequence[Observation]) -> Observation:
+    """The mean of the lows and of the highs of several answers."""
+    low, high = (np.mean([getattr(answer, end) for answer in answers], axis=0) for end in ("low", "high"))
+    return Observation(tuple(low.tolist()), tuple(high.tolist()), answers[0].axis)

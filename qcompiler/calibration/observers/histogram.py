@@ -9,13 +9,14 @@ depend on the batches or on their order.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from qcompiler.calibration.observers.base import Observer, check_channels
-from qcompiler.calibration.statistics import ObserverSpec
+from qcompiler.calibration.statistics import Observation, ObserverSpec
 from qcompiler.errors import CalibrationError
 
 # Values are binned in pieces that stay in the cache, so that the working memory does not depend on the size of a batch.
@@ -50,6 +51,21 @@ class Histogram:
             bin_number = torch.floor(piece * inverse_width).to(torch.int32) - first + start
             self.counts += torch.bincount(bin_number.flatten(), minlength=channels * self.bins).view_as(self.counts)
 
+    @classmethod
+    def balanced(cls, parts: Sequence[Histogram]) -> Histogram:
+        """All parts in one, each with the same total in every row: counts are scaled up to the largest total and rounded.
+
+        Bins merge without moving a count across an edge, as everywhere here.
+        """
+        low, high = (torch.stack([getattr(part, end) for part in parts]) for end in ("low", "high"))
+        merged = cls(len(parts[0].low), parts[0].bins)
+        merged._grow(low.amin(0), high.amax(0))
+        totals = torch.stack([part.counts.sum(1) for part in parts]).double()
+        for part, factor in zip(parts, totals.amax(0) / totals, strict=True):
+            moved = part._numbers_among(merged.exponent, merged.first)
+            merged.counts.scatter_add_(1, moved, (part.counts * factor[:, None]).round().long())
+        return merged
+
     def edges(self, channel: int) -> NDArray[np.float64]:
         """The ``bins + 1`` edges of a row; exact."""
         numbers = np.arange(self.bins + 1, dtype=np.float64) + int(self.first[channel])
@@ -60,12 +76,16 @@ class Histogram:
         exponent = self._narrowest(low, high)
         first = _bin_number(low, exponent)
         if not (torch.equal(exponent, self.exponent) and torch.equal(first, self.first)):
-            doublings = (exponent - self.exponent).clamp(max=62)[:, None]
-            old_numbers = self.first[:, None] + torch.arange(self.bins)
-            # Empty bins may fall outside; clamping moves nothing but zeros.
-            moved = ((old_numbers >> doublings) - first[:, None]).clamp(0, self.bins - 1)
+            moved = self._numbers_among(exponent, first)
             self.counts = torch.zeros_like(self.counts).scatter_add_(1, moved, self.counts)
         self.low, self.high, self.exponent, self.first = low, high, exponent, first
+
+    def _numbers_among(self, exponent: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """[channels, bins]: the number of the wider bin, of a histogram with this exponent and first bin, that each bin lies in."""
+        doublings = (exponent - self.exponent).clamp(max=62)[:, None]
+        old_numbers = self.first[:, None] + torch.arange(self.bins)
+        # Empty bins may fall outside; clamping moves nothing but zeros.
+        return ((old_numbers >> doublings) - first[:, None]).clamp(0, self.bins - 1)
 
     def _narrowest(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         """The least e for which [low, high] meets at most ``bins`` bins of width 2^e. It can only rise as the range grows."""
@@ -94,10 +114,22 @@ class HistogramObserver(Observer):
             self._histogram = Histogram(rows.shape[0], self.spec.bins)
         self._histogram.add(rows, low, high)
 
-    def _range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    @classmethod
+    def balanced(cls, members: Sequence[Observer]) -> Observation:
+        """What one observer would say of the histograms together."""
+        whole = cls(members[0].spec)
+        whole._histogram = Histogram.balanced([member.histogram() for member in members if isinstance(member, HistogramObserver)])
+        return whole.result()
+
+    def histogram(self) -> Histogram:
+        """What was counted so far."""
         if self._histogram is None:
             raise CalibrationError("no value was observed: the calibration data were empty or do not reach the node")
-        ranges = [self._search(self._histogram, channel) for channel in range(len(self._histogram.low))]
+        return self._histogram
+
+    def _range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        histogram = self.histogram()
+        ranges = [self._search(histogram, channel) for channel in range(len(histogram.low))]
         return np.array([low for low, _ in ranges]), np.array([high for _, high in ranges])
 
     @abstractmethod

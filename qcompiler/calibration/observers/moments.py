@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qcompiler.calibration.observers.base import extremes
+from qcompiler.calibration.observers.base import Observer, extremes
 from qcompiler.calibration.observers.min_max import MinMaxObserver
 from qcompiler.calibration.statistics import Observation, ObserverSpec
 
@@ -25,6 +26,15 @@ class MomentsObserver(MinMaxObserver):
         mean, mean_square = self._moments()
         deviation = np.sqrt(np.maximum(mean_square - np.square(mean), 0.0))
         return replace(super().result(), mean=tuple(mean.tolist()), deviation=tuple(deviation.tolist()))
+
+    @classmethod
+    def balanced(cls, members: Sequence[Observer]) -> Observation:
+        """The moments of a mixture in which every group has the same share."""
+        answers = [member.result() for member in members]
+        means, deviations = np.array([answer.mean for answer in answers]), np.array([answer.deviation for answer in answers])
+        mean = means.mean(0)
+        deviation = np.sqrt((np.square(deviations) + np.square(means - mean)).mean(0))
+        return replace(super().balanced(members), mean=tuple(mean.tolist()), deviation=tuple(deviation.tolist()))
 
     def _update(self, rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
         super()._update(rows, low, high)

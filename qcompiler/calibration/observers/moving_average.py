@@ -5,12 +5,14 @@ Source: Jacob et al., "Quantization and Training of Neural Networks for Efficien
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qcompiler.calibration.observers.base import Observer, check_channels, extremes
-from qcompiler.calibration.statistics import ObserverSpec
+from qcompiler.calibration.observers.base import Observer, check_channels, extremes, mean_of
+from qcompiler.calibration.statistics import Observation, ObserverSpec
 
 
 class MovingAverageObserver(Observer):
@@ -31,6 +33,10 @@ class MovingAverageObserver(Observer):
 
     def _average(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         return self.spec.momentum * old + (1.0 - self.spec.momentum) * new
+
+    @classmethod
+    def balanced(cls, members: Sequence[Observer]) -> Observation:
+        return mean_of([member.result() for member in members])
 
     def _range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return extremes(self._low), extremes(self._high)
