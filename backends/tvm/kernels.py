@@ -246,7 +246,7 @@ class ReductionKernel:
 class ProductKernel:
     """``output[i] = sum over w < length of (a[i, w] - zero_point_a) * (b[i, w] - zero_point_b)`` in int32, i over ``shape``.
 
-    Pointers: a, b, output.
+    Of any strides and integer types, in plain loops: what MatrixProductKernel does not do. Pointers: a, b, output.
     """
 
     shape: tuple[Size, ...]
@@ -256,6 +256,57 @@ class ProductKernel:
     output: Operand
     zero_point_a: int
     zero_point_b: int
+
+
+@dataclass(frozen=True)
+class MatrixProductKernel:
+    """``output[i, m, n] = sum over k of (a[i, m, k] - zero_point_a) * (b[i, k, n] - zero_point_b)``, i over ``batch``, then ``epilogue``.
+
+    a has 8 bits, or is int16 with zero point 0, and is contiguous along k; b has 8 bits and is contiguous along k or n; the output, int32
+    without ``epilogue`` (which is per tensor), is contiguous along n. Pointers: a, b, [pre_shift, multiplier, shift (int32[1])], output.
+    Up to 64 bytes are read past the end of a row of a or b; the output's rows are written up to the maximum of ``columns``.
+    """
+
+    batch: tuple[Size, ...]
+    rows: Size
+    columns: Size
+    length: Size
+    a: Operand  # strides: those of the batch, then along m and k
+    b: Operand
+    output: Operand
+    zero_point_a: int
+    zero_point_b: int
+    epilogue: Requantization | None = None
+
+
+@dataclass(frozen=True)
+class AttentionKernel:
+    """Attention of queries [i, m, :], keys [i, n, :] and values [i, n, :], i over ``batch`` (heads), in the ops' own integers::
+
+        s = scores(sum over d of (q - zero_points[0]) * (k - zero_points[1]))     8 bits
+        p = arithmetic.softmax(s, table, bits), with ``mask`` of those kept       8 bits
+        output = result(sum over n of p * (v - zero_points[2]))                   8 bits
+
+    q, k, v and the output are contiguous along their last dimension. ``mask`` is bool [i, m, n], contiguous along n, any stride 0 elsewhere.
+    Pointers: q, k, v, [pre_shift, multiplier, shift] of the scores, table (int32[256]), [mask], those three of the result, output. Reads
+    and writes past rows as in MatrixProductKernel.
+    """
+
+    batch: tuple[Size, ...]
+    queries: Size
+    keys: Size
+    depth: int
+    value_depth: int
+    q: Operand
+    k: Operand
+    v: Operand
+    output: Operand
+    zero_points: tuple[int, int, int]
+    scores: Requantization
+    scores_dtype: Dtype
+    bits: int
+    result: Requantization
+    mask: Operand | None = None
 
 
 @dataclass(frozen=True)
@@ -337,4 +388,4 @@ class HaloKernel:
 
 GenericKernel = ElementwiseKernel | ReductionKernel | ProductKernel | RowKernel | HaloKernel
 PackedKernel = ConvolutionKernel | NormalizationKernel  # whose parameters are packed
-Kernel = ConvolutionKernel | NormalizationKernel | GenericKernel
+Kernel = ConvolutionKernel | NormalizationKernel | MatrixProductKernel | AttentionKernel | GenericKernel
