@@ -51,8 +51,16 @@ class Epilogue:
     def store(self, sums: Sequence[Expr], chunk: Chunk, place: Place) -> None:
         """Store the vectors of a chunk, its channels that exist and nothing else."""
         at = T.Bind(position(self._output, place.row, place.column) + place.channel)
+        self.store_at(sums, chunk, place, at)
+
+    def store_at(self, sums: Sequence[Expr], chunk: Chunk, place: Place, at: Expr) -> None:
+        """The same, to element ``at`` of the output's buffer."""
         store = self._store_wide if self._wide else self._store_bytes
         store(sums, chunk, place, at)
+
+    def packed_bytes(self, sums: Sequence[Expr], chunk: Chunk, place: Place) -> Expr:
+        """What is stored of a chunk with an 8-bit output and no table, as int8 lanes."""
+        return self._bytes(self._words(sums, chunk, place))
 
     def _store_wide(self, sums: Sequence[Expr], chunk: Chunk, place: Place, at: Expr) -> None:
         values = sums if self._epilogue is None else [self._clamped(value) for value in self._scaled(sums, chunk, place)]
