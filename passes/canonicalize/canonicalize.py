@@ -8,17 +8,30 @@ from typing import ClassVar
 from qcompiler.errors import PassError
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
+from qcompiler.passes.canonicalize.collect_masks import CollectMasks
+from qcompiler.passes.canonicalize.decompose_attention import DecomposeAttention
+from qcompiler.passes.canonicalize.drop_expand import DropExpand
 from qcompiler.passes.canonicalize.eliminate_dead_code import EliminateDeadCode
 from qcompiler.passes.canonicalize.fold_affine import FoldAffine
 from qcompiler.passes.canonicalize.fold_batch_norm import FoldBatchNorm
 from qcompiler.passes.canonicalize.fold_constants import FoldConstants
 from qcompiler.passes.canonicalize.fold_pad import FoldPad
 from qcompiler.passes.canonicalize.fuse_activation import FuseActivation
+from qcompiler.passes.canonicalize.group_views import GroupViews
+from qcompiler.passes.canonicalize.join_constants import JoinConstants
+from qcompiler.passes.canonicalize.merge_duplicates import MergeDuplicates
+from qcompiler.passes.canonicalize.merge_slices import MergeSlices
 from qcompiler.passes.canonicalize.normalize_arithmetic import NormalizeArithmetic
+from qcompiler.passes.canonicalize.normalize_index import NormalizeIndex
 from qcompiler.passes.canonicalize.normalize_linear import NormalizeLinear
+from qcompiler.passes.canonicalize.normalize_mask import NormalizeMask
 from qcompiler.passes.canonicalize.normalize_pooling import NormalizePooling
 from qcompiler.passes.canonicalize.normalize_views import NormalizeViews
 from qcompiler.passes.canonicalize.one_d_to_two_d import OneDToTwoD
+from qcompiler.passes.canonicalize.raise_l2_normalize import RaiseL2Normalize
+from qcompiler.passes.canonicalize.raise_layer_norm import RaiseLayerNorm
+from qcompiler.passes.canonicalize.raise_rms_norm import RaiseRmsNorm
+from qcompiler.passes.canonicalize.raise_softmax import RaiseSoftmax
 from qcompiler.passes.canonicalize.remove_identities import RemoveIdentities
 from qcompiler.passes.canonicalize.sink_reshapes import SinkReshapes
 from qcompiler.pipeline.contract import Equivalent, Pass, PassContext, PassResult
@@ -29,12 +42,25 @@ STEPS: tuple[Pass, ...] = (
     EliminateDeadCode(),
     RemoveIdentities(),
     FoldConstants(),
+    DecomposeAttention(),
     NormalizeLinear(),
+    NormalizeIndex(),
     NormalizeViews(),
+    GroupViews(),
+    NormalizeMask(),
     NormalizeArithmetic(),
+    JoinConstants(),
+    MergeSlices(),
+    DropExpand(),
+    MergeDuplicates(),
     FoldPad(),
     FoldBatchNorm(),
     FuseActivation(),
+    RaiseSoftmax(),
+    RaiseLayerNorm(),
+    RaiseRmsNorm(),
+    RaiseL2Normalize(),
+    CollectMasks(),
     FoldAffine(),
     OneDToTwoD(),
     SinkReshapes(),

@@ -13,6 +13,8 @@ Activations, by the factors of a product (however nested, in any order):
     5. silu(x)        = x * sigmoid(x)
     6. mish(x)        = x * tanh(softplus(x))
     7. gelu(x)        = x * 1/2 * (erf(x * sqrt(1/2)) + 1)
+    8. gelu(x, tanh)  = x * 1/2 * (tanh((x³ * 0.044715 + x) * sqrt(2/pi)) + 1)
+    9. sigmoid(x)     = reciprocal(exp(-x) + 1)
 
 The numbers must agree to 1e-6 of their size; expects the forms that ``normalize-arithmetic`` leaves.
 """
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -52,6 +54,7 @@ class Replacement:
     node: fx.Node
     target: edit.Target
     args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,13 @@ class FuseActivation(RewritePass[Replacement]):
             return None
         if _bounds(node) is not None:
             return _hard_sigmoid_of_clamp(node) or _canonical_clamp(node)
+        if edit.is_call(node, _aten.reciprocal.default):
+            return _sigmoid_of_reciprocal(node)
         return _activation_of_product(node) if edit.is_call(node, _aten.mul.Tensor) else None
 
     def rewrite(self, graph_module: fx.GraphModule, match: Replacement) -> None:
         site = Site(graph_module, match.node, self.name)
-        site.replace(site.call(match.target, *match.args))
+        site.replace(site.call(match.target, *match.args, **match.kwargs))
 
 
 def _bounds(node: object) -> tuple[float, float] | None:
@@ -122,9 +127,9 @@ def _activation_of_product(node: fx.Node) -> Replacement | None:
     if len(factors) != 2:
         return None
     for value, gate in (factors, factors[::-1]):
-        for recognize, expected, target in _GATED:
+        for recognize, expected, target, named in _GATED:
             if recognize(gate) is value and _close(coefficient, expected):
-                return Replacement(node, target, (value,))
+                return Replacement(node, target, (value,), named)
     return None
 
 
@@ -184,13 +189,52 @@ def _error_function_gate(gate: object) -> fx.Node | None:
     return factors[0] if len(factors) == 1 and _close(coefficient, math.sqrt(0.5)) else None
 
 
+def _tanh_gate(gate: object) -> fx.Node | None:
+    """x of ``tanh((x³ * 0.044715 + x) * sqrt(2/pi)) + 1``."""
+    scaled = _argument_of(_plus(gate, 1), _aten.tanh.default)
+    coefficient, factors = (0.0, []) if scaled is None else _factors(scaled)
+    if len(factors) != 1 or not _close(coefficient, math.sqrt(2 / math.pi)):
+        return None
+    (sum_,) = factors
+    if not edit.is_call(sum_, _aten.add.Tensor) or len(sum_.args) != 2:
+        return None
+    for value, cube in (sum_.args, sum_.args[::-1]):
+        if isinstance(value, fx.Node) and isinstance(cube, fx.Node):
+            weight, powers = _factors(cube)
+            if _close(weight, 0.044715) and _is_cube(powers, value):
+                return value
+    return None
+
+
+def _is_cube(factors: list[fx.Node], value: fx.Node) -> bool:
+    """Whether the product of ``factors`` is the third power of ``value``."""
+    powers = [1 if factor is value else factor.args[1] for factor in factors if factor is value or _is_power(factor, value)]
+    return len(powers) == len(factors) and sum(power for power in powers if isinstance(power, int | float)) == 3
+
+
+def _is_power(factor: fx.Node, value: fx.Node) -> bool:
+    return edit.is_call(factor, _aten.pow.Tensor_Scalar) and factor.args[0] is value
+
+
+def _sigmoid_of_reciprocal(node: fx.Node) -> Replacement | None:
+    """Case 9."""
+    exponent = _argument_of(_plus(node.args[0], 1), _aten.exp.default)
+    if exponent is None:
+        return None
+    if edit.is_call(exponent, _aten.neg.default):
+        return Replacement(node, _aten.sigmoid.default, (exponent.args[0],))
+    coefficient, factors = _factors(exponent)
+    return Replacement(node, _aten.sigmoid.default, (factors[0],)) if coefficient == -1 and len(factors) == 1 else None
+
+
 # x of a gate(x), the coefficient, and what coefficient * x * gate(x) is.
-_GATED: tuple[tuple[Callable[[object], fx.Node | None], float, edit.Target], ...] = (
-    (_hard_gate, 1 / 6, _aten.hardswish.default),
-    (_hard_sigmoid, 1.0, _aten.hardswish.default),
-    (_sigmoid, 1.0, _aten.silu.default),
-    (_tanh_of_softplus, 1.0, _aten.mish.default),
-    (_error_function_gate, 0.5, _aten.gelu.default),
+_GATED: tuple[tuple[Callable[[object], fx.Node | None], float, edit.Target, Mapping[str, Any]], ...] = (
+    (_hard_gate, 1 / 6, _aten.hardswish.default, {}),
+    (_hard_sigmoid, 1.0, _aten.hardswish.default, {}),
+    (_sigmoid, 1.0, _aten.silu.default, {}),
+    (_tanh_of_softplus, 1.0, _aten.mish.default, {}),
+    (_error_function_gate, 0.5, _aten.gelu.default, {}),
+    (_tanh_gate, 0.5, _aten.gelu.default, {"approximate": "tanh"}),
 )
 
 

@@ -14,8 +14,11 @@ and what is made of these: channel shuffle, pixel shuffle, nearest-neighbour ups
     pixel_unshuffle(x, r):    [B, C, H, W] -> [B, C, H/r, r, W/r, r] -> [B, C, r, r, H/r, W/r] -> [B, C r², H/r, W/r]
     upsample_nearest(x, f):   [B, C, H, W] -> [B, C, H, 1, W, 1] -> [B, C, H, f, W, f] -> [B, C, H f, W f]
 
+    roll(x, k, dim) of n:     cat([x[n - k:], x[:n - k]])
+
 A reshape of a reshape is one reshape, a permutation of a permutation one permutation. All shapes come from ``val``, that is from
-torch's own shape functions. Nothing is computed, so no value changes.
+torch's own shape functions. Nothing is computed, so no value changes. Views of values with several symbolic sizes are for
+``group-views``.
 """
 
 from __future__ import annotations
@@ -31,12 +34,14 @@ from torch import fx
 
 from qcompiler.ir import edit
 from qcompiler.ir.types import Stage
+from qcompiler.passes.canonicalize import patterns
 from qcompiler.pipeline.contract import Exact
 from qcompiler.pipeline.rewrite import RewritePass, Site
 
 _aten = torch.ops.aten
 
-_RESHAPES = frozenset(
+# Give their elements in order in another shape.
+RESHAPES = frozenset(
     {
         _aten.view.default,
         _aten._unsafe_view.default,
@@ -81,7 +86,7 @@ class NormalizeViews(RewritePass[fx.Node]):
     promise: ClassVar = Exact()
 
     def match(self, node: fx.Node) -> fx.Node | None:
-        if node.op != "call_function" or node.target not in _RULES:
+        if node.op != "call_function" or node.target not in _RULES or _is_grouped(node):
             return None
         is_canonical = _IS_CANONICAL.get(node.target)
         return node if is_canonical is None or not is_canonical(node) else None
@@ -95,6 +100,15 @@ class NormalizeViews(RewritePass[fx.Node]):
         site.replace(_RULES[match.target](site, match))
 
 
+def _is_grouped(node: fx.Node) -> bool:
+    """Whether it is a view for ``group-views``."""
+    if node.target not in RESHAPES:
+        return False
+    source = node.args[0]
+    assert isinstance(source, fx.Node)  # views work on a tensor
+    return max(patterns.symbols(node), patterns.symbols(source)) > 1
+
+
 def _sizes(node: fx.Node) -> list[int]:
     """The shape of a value with -1 for the symbolic batch."""
     return [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
@@ -106,8 +120,8 @@ def _is_canonical_reshape(node: fx.Node) -> bool:
 
 def _reshape(site: Site, node: fx.Node) -> fx.Node:
     source = node.args[0]
-    while edit.is_call(source, *_RESHAPES):
-        source = source.args[0]  # type: ignore[union-attr]  # is_call saw that it is a node
+    while edit.is_call(source, *RESHAPES) and patterns.symbols(source.args[0]) < 2:  # type: ignore[union-attr,arg-type]  # a view is a node
+        source = source.args[0]  # type: ignore[union-attr]  # as above
     return site.call(_aten.reshape.default, source, _sizes(node))
 
 
@@ -153,19 +167,63 @@ def _slice(site: Site, node: fx.Node) -> fx.Node:
 def _part(site: Site, node: fx.Node, source: Any, dim: int, start: int, length: int) -> fx.Node:
     """``length`` entries of ``source`` along ``dim``, in the shape of ``node``."""
     part = site.call(_aten.slice.Tensor, source, dim, start, start + length, 1)
-    return part if part.meta["val"].ndim == node.meta["val"].ndim else site.call(_aten.reshape.default, part, _sizes(node))
+    if part.meta["val"].ndim == node.meta["val"].ndim:
+        return part
+    if patterns.symbols(part) > 1:
+        return site.call(_aten.squeeze.dims, part, [dim])
+    return site.call(_aten.reshape.default, part, _sizes(node))
 
 
 def _select(site: Site, node: fx.Node) -> fx.Node:
-    shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]  # a tensor's node
-    dim = edit.argument(node, "dim") % len(shape)
-    return _part(site, node, node.args[0], dim, edit.argument(node, "index") % shape[dim], 1)
+    dim, start = _dim_and_start(node, "index")
+    return _part(site, node, node.args[0], dim, start, 1)
 
 
 def _narrow(site: Site, node: fx.Node) -> fx.Node:
+    dim, start = _dim_and_start(node, "start")
+    return _part(site, node, node.args[0], dim, start, edit.argument(node, "length"))
+
+
+def _dim_and_start(node: fx.Node, name: str) -> tuple[int, int]:
+    """The dimension that is cut, and where: counted from the front."""
     shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]  # a tensor's node
-    dim = edit.argument(node, "dim") % len(shape)
-    return _part(site, node, node.args[0], dim, edit.argument(node, "start") % shape[dim], edit.argument(node, "length"))
+    dim, start = edit.argument(node, "dim") % len(shape), edit.argument(node, name)
+    return dim, start if start >= 0 else start + shape[dim]
+
+
+def _reason_of_part(node: fx.Node) -> str | None:
+    start = edit.argument(node, "index" if edit.is_call(node, _aten.select.int) else "start")
+    shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]  # a tensor's node
+    if start >= 0 or isinstance(shape[edit.argument(node, "dim") % len(shape)], int):
+        return None
+    return "it counts from the end of a size that is known at run time"
+
+
+def _reason_of_split(node: fx.Node) -> str | None:
+    split = node.args[0]
+    source = split.args[0]  # type: ignore[union-attr]  # a getitem reads a call
+    dim = edit.argument(split, "dim")  # type: ignore[arg-type]  # as above
+    return None if isinstance(source.meta["val"].shape[dim], int) else "it splits a size that is known at run time"  # type: ignore[union-attr]
+
+
+def _reason_of_roll(node: fx.Node) -> str | None:
+    dims = edit.argument(node, "dims")
+    if not dims:
+        return "it rolls all elements in a row"
+    shape = node.meta["val"].shape
+    return None if all(isinstance(shape[dim], int) for dim in dims) else "it rolls along a size that is known at run time"
+
+
+def _roll(site: Site, node: fx.Node) -> fx.Node:
+    result: Any = node.args[0]
+    shifts, dims = ([value] if isinstance(value, int) else value for value in (edit.argument(node, "shifts"), edit.argument(node, "dims")))
+    for shift, dim in zip(shifts, dims, strict=True):
+        dim %= node.meta["val"].ndim
+        size = node.meta["val"].shape[dim]
+        start = (size - shift) % size
+        parts = [site.call(_aten.slice.Tensor, result, dim, *bounds, 1) for bounds in ((start, size), (0, start)) if bounds[0] < bounds[1]]
+        result = site.call(_aten.cat.default, parts, dim)
+    return result  # type: ignore[no-any-return]  # a node
 
 
 def _is_not_part_of_a_split(node: fx.Node) -> bool:
@@ -194,6 +252,8 @@ def _stack(site: Site, node: fx.Node) -> fx.Node:
     dim = edit.argument(node, "dim") % node.meta["val"].ndim
     shape = [1 if position == dim else size for position, size in enumerate(_sizes(node))]
     tensors: Sequence[Any] = node.args[0]  # type: ignore[assignment]  # a list of tensors by the op's schema
+    if patterns.symbols(node) > 1:
+        return site.call(_aten.cat.default, [site.call(_aten.unsqueeze.default, tensor, dim) for tensor in tensors], dim)
     return site.call(_aten.cat.default, [site.call(_aten.reshape.default, tensor, shape) for tensor in tensors], dim)
 
 
@@ -202,10 +262,12 @@ def _is_canonical_expand(node: fx.Node) -> bool:
 
 
 def _reason_of_expand(node: fx.Node) -> str | None:
-    source, sizes = node.args[0].meta["val"], _sizes(node)  # type: ignore[union-attr]  # a tensor's node
-    if -1 in sizes and (source.ndim != len(sizes) or isinstance(source.shape[0], int)):
-        return "it repeats a value for each sample of the batch"
-    return None
+    before, after = (patterns.sizes(each) for each in (node.args[0], node))  # type: ignore[arg-type]  # a tensor's node
+    before = ["1"] * (len(after) - len(before)) + before
+    symbolic = [position for position, size in enumerate(_sizes(node)) if size == -1]
+    if all(before[position] == after[position] for position in symbolic):
+        return None
+    return "it repeats a value for each sample of the batch" if symbolic == [0] else "it repeats a value as often as is known at run time"
 
 
 def _expand(site: Site, node: fx.Node) -> fx.Node:
@@ -271,7 +333,7 @@ def _upsample(site: Site, node: fx.Node) -> fx.Node:
 
 
 _RULES: Mapping[object, Callable[[Site, fx.Node], fx.Node]] = {
-    **dict.fromkeys(_RESHAPES, _reshape),
+    **dict.fromkeys(RESHAPES, _reshape),
     **dict.fromkeys(_PERMUTATIONS, _permute),
     **dict.fromkeys(_UPSAMPLES, _upsample),
     _aten.slice.Tensor: _slice,
@@ -284,6 +346,7 @@ _RULES: Mapping[object, Callable[[Site, fx.Node], fx.Node]] = {
     _aten.expand.default: _expand,
     _aten.expand_as.default: _expand,
     _aten.pad.default: _pad,
+    _aten.roll.default: _roll,
     _aten.channel_shuffle.default: _channel_shuffle,
     _aten.pixel_shuffle.default: _pixel_shuffle,
     _aten.pixel_unshuffle.default: _pixel_unshuffle,
@@ -303,6 +366,10 @@ _REASONS: Mapping[object, Callable[[fx.Node], str | None]] = {
     _aten.expand.default: _reason_of_expand,
     _aten.expand_as.default: _reason_of_expand,
     _aten.pad.default: _reason_of_pad,
+    _aten.roll.default: _reason_of_roll,
+    _aten.select.int: _reason_of_part,
+    _aten.narrow.default: _reason_of_part,
+    operator.getitem: _reason_of_split,
     _aten.pixel_shuffle.default: _reason_of_rank,
     _aten.pixel_unshuffle.default: _reason_of_rank,
 }

@@ -147,6 +147,10 @@ CAPTURED_ONLY_OPS: frozenset[Callable[..., Any]] = frozenset(
         _aten.adaptive_avg_pool1d.default,
         # attention and normalization
         _aten.scaled_dot_product_attention.default,
+        _aten.bmm.default,
+        _aten.baddbmm.default,
+        _aten.var.correction,
+        _aten.var.dim,
         # activations and arithmetic
         _aten.relu6.default,
         _aten.hardtanh.default,
@@ -216,10 +220,7 @@ CAPTURED_ONLY_OPS: frozenset[Callable[..., Any]] = frozenset(
         _aten.index_select.default,
         _aten.roll.default,
         # reductions
-        _aten.mean.default,
-        _aten.sum.default,
         _aten.max.dim,
-        _aten.max.default,
         _aten.linalg_vector_norm.default,
         # constants
         _aten.arange.default,

@@ -1,0 +1,97 @@
+"""What the passes that raise written-out formulas ask of nodes. They expect the forms that ``normalize-arithmetic`` leaves."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import fx
+
+from qcompiler.ir import edit
+
+_aten = torch.ops.aten
+
+# Added to a score, numbers of at most this leave the element out: exp(-64) is 2e-28 of the row's largest, far below float32's rounding.
+LEAVES_OUT = -64.0
+
+
+def close(value: float, expected: float) -> bool:
+    """Whether a number of a formula is the expected one, up to how it was rounded."""
+    return math.isclose(value, expected, rel_tol=1e-6)
+
+
+def node_of(value: object, *targets: edit.Target) -> fx.Node | None:
+    """``value`` if it is a call of one of ``targets``."""
+    return value if isinstance(value, fx.Node) and edit.is_call(value, *targets) else None
+
+
+def binary(value: object, target: edit.Target) -> tuple[object, object] | None:
+    """Both operands of a call of a sum, product or quotient without further arguments."""
+    node = node_of(value, target)
+    return (node.args[0], node.args[1]) if node is not None and len(node.args) == 2 and not node.kwargs else None
+
+
+def plus_number(value: object) -> tuple[fx.Node, float] | None:
+    """x and c of ``x + c``."""
+    return _with_number(value, _aten.add.Tensor)
+
+
+def times_number(value: object) -> tuple[fx.Node, float] | None:
+    """x and c of ``x * c``."""
+    return _with_number(value, _aten.mul.Tensor)
+
+
+def _with_number(value: object, target: edit.Target) -> tuple[fx.Node, float] | None:
+    operands = binary(value, target)
+    if operands is None or not isinstance(operands[0], fx.Node) or not isinstance(operands[1], int | float):
+        return None
+    return operands[0], float(operands[1])
+
+
+def power(value: object, exponent: float) -> fx.Node | None:
+    """x of ``x ** exponent``; ``sqrt`` and ``rsqrt`` count as 0.5 and -0.5."""
+    roots = {0.5: _aten.sqrt.default, -0.5: _aten.rsqrt.default, -1: _aten.reciprocal.default}
+    node = node_of(value, _aten.pow.Tensor_Scalar)
+    if node is not None and node.args[1] == exponent:
+        return _node(node.args[0])
+    node = node_of(value, roots[exponent]) if exponent in roots else None
+    return None if node is None else _node(node.args[0])
+
+
+def reduced(value: object, target: edit.Target, rank_of: fx.Node) -> tuple[fx.Node, list[int]] | None:
+    """x and the dimensions of a mean or sum that keeps its dimensions (of size 1)."""
+    node = node_of(value, target)
+    if node is None or not edit.argument(node, "keepdim") or len(node.args) + len(node.kwargs) > 3:
+        return None
+    source, dims = _node(node.args[0]), edit.argument(node, "dim")
+    if source is None or dims is None:
+        return None
+    rank = rank_of.meta["val"].ndim
+    return source, sorted(dim % rank for dim in (dims if isinstance(dims, list | tuple) else [dims]))
+
+
+def is_last(node: fx.Node, dims: list[int]) -> bool:
+    """Whether ``dims`` is the last dimension of a value alone."""
+    return dims == [node.meta["val"].ndim - 1]
+
+
+def vector(value: object, length: int | torch.SymInt) -> torch.Tensor | None:
+    """A constant that has one number for each element of the last dimension: [length], or with dimensions of size 1 before it."""
+    constant = edit.constant_value(value)
+    if constant is None or constant.ndim == 0 or constant.shape[-1] != length or constant.numel() != length:
+        return None
+    return constant.reshape(-1)
+
+
+def sizes(node: fx.Node) -> list[str]:
+    """The shape as text: comparing symbols themselves would add guards to the shape environment."""
+    return [str(size) for size in node.meta["val"].shape]
+
+
+def symbols(node: fx.Node) -> int:
+    """How many dimensions of a value have a size that is known at run time."""
+    return sum(isinstance(size, torch.SymInt) for size in node.meta["val"].shape)
+
+
+def _node(value: object) -> fx.Node | None:
+    return value if isinstance(value, fx.Node) else None
