@@ -329,8 +329,9 @@ class Normalize:
 class RowAffine:
     """What follows a normalized value y in its channel: ``clamp((((y << pre_shift) * multiplier >> 32) + offset >> shift) + zero_point)``.
 
-    ``qc::add`` of y and a constant, or ``qc::requantize`` of form high; ``offset`` holds the constant operand's high half and the rounding
-    term. ``pre_shift`` and ``shift`` are numbers where all channels share them, else None.
+    ``qc::add`` of y and a constant, or ``qc::requantize`` of form high; ``offset`` holds the high half of the constant operand (less
+    ``constant_zero_point``) and the rounding term. ``pre_shift`` and ``shift`` are numbers where all channels share them, else None.
+    Where nothing can overflow, ``offset`` holds ``zero_point << shift`` as well.
     """
 
     pre_shift: int | None
@@ -338,6 +339,8 @@ class RowAffine:
     zero_point: int
     low: int
     high: int
+    offset_has_zero_point: bool = False
+    constant_zero_point: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
+from qcompiler.arithmetic.normalize import OUTPUT_FRACTION_BITS
 from qcompiler.backends.tvm.kernels import (
     ITEM_SIZE,
     Add,
@@ -20,12 +21,14 @@ from qcompiler.backends.tvm.kernels import (
     Fill,
     Lookup,
     Multiply,
+    NormalizationKernel,
     Normalize,
     Operand,
     Operation,
     ProductKernel,
     ReductionKernel,
     Requantize,
+    RowAffine,
     RowKernel,
     Softmax,
 )
@@ -34,9 +37,12 @@ from qcompiler.ir.edit import argument, is_call
 
 if TYPE_CHECKING:
     from qcompiler.backends.tvm.fuse import Fusion
+    from qcompiler.backends.tvm.fuse_rows import RowFusion
     from qcompiler.backends.tvm.planner import Planner
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
+
+_NORMALIZED_BOUND = (1 << OUTPUT_FRACTION_BITS) + (1 << 8)  # what a normalized element never reaches
 
 Handler = Callable[["Planner", fx.Node], None]
 
@@ -140,13 +146,19 @@ def _map_start(view: View, sample: int) -> int:
 
 
 def _requantize(planner: Planner, node: fx.Node) -> None:
-    operation = Requantize(**{name: argument(node, name) for name in ("form", "input_zero_point", "zero_point", "low", "high")})
-    _elementwise(planner, node, operation, ("x", "pre_shift", "multiplier", "shift"))
+    _elementwise(planner, node, _requantize_operation(node), ("x", "pre_shift", "multiplier", "shift"))
+
+
+def _requantize_operation(node: fx.Node) -> Requantize:
+    return Requantize(**{name: argument(node, name) for name in ("form", "input_zero_point", "zero_point", "low", "high")})
 
 
 def _add(planner: Planner, node: fx.Node) -> None:
-    operation = Add(**{name: argument(node, name) for name in ("shift", "zero_point_a", "zero_point_b", "zero_point", "low", "high")})
-    _elementwise(planner, node, operation, ("a", "b", "pre_shift_a", "multiplier_a", "pre_shift_b", "multiplier_b"))
+    _elementwise(planner, node, _add_operation(node), ("a", "b", "pre_shift_a", "multiplier_a", "pre_shift_b", "multiplier_b"))
+
+
+def _add_operation(node: fx.Node) -> Add:
+    return Add(**{name: argument(node, name) for name in ("shift", "zero_point_a", "zero_point_b", "zero_point", "low", "high")})
 
 
 def _multiply(planner: Planner, node: fx.Node) -> None:
@@ -270,8 +282,80 @@ def _softmax(planner: Planner, node: fx.Node) -> None:
 
 
 def _normalize(planner: Planner, node: fx.Node) -> None:
-    operation = Normalize(**{name: argument(node, name) for name in ("zero_point", "epsilon", "centre")})
-    _rows(planner, node, operation, [])
+    """Of the forms and types that have no row kernel."""
+    _rows(planner, node, _normalize_operation(node), [])
+
+
+def _normalize_operation(node: fx.Node) -> Normalize:
+    return Normalize(**{name: argument(node, name) for name in ("zero_point", "epsilon", "centre")})
+
+
+def normalization(planner: Planner, fusion: RowFusion) -> None:
+    """The call of a row kernel for all nodes of the fusion; values that only the kernel itself reads get no memory."""
+    addition = fusion.addition
+    sources = [argument(addition, side) for side in "ab"] if addition is not None else [argument(fusion.root, "x")]
+    shape = tuple(planner.tensors[fusion.root].shape)
+    inputs = {name: _row_view(planner, source, shape) for name, source in zip(("operand", "addend"), sources, strict=False)}
+    stored = {"total": addition, "output": fusion.affine or fusion.root, "narrow_output": fusion.narrowing}
+    outputs = {name: planner.allocate_matrix(node) for name, node in stored.items() if _is_stored(planner, fusion, node)}
+    views = {**inputs, **outputs}
+    outer, walks = loop_nest(shape[:-1], [view.select(len(shape) - 1, 0) for view in views.values()])
+    operands = {name: dataclasses.replace(walk, strides=(*walk.strides, 1)) for name, walk in zip(views, walks, strict=True)}
+    kernel = NormalizationKernel(
+        operation=_normalize_operation(fusion.root),
+        shape=outer,
+        length=shape[-1],
+        addition=_add_operation(addition) if addition is not None else None,
+        affine=_row_affine(planner, fusion),
+        narrowing=_requantize_operation(fusion.narrowing) if fusion.narrowing is not None else None,
+        narrowing_per_channel=any(planner.tensors[node].numel() > 1 for role, node in fusion.constants().items() if "narrow_" in role),
+        **operands,
+    )
+    parameters = [(view.storage, 0) for view in planner.packed(kernel, fusion.constants())]
+    pointers = {name: (view.storage, pointer_offset(view) * ITEM_SIZE[view.dtype]) for name, view in views.items()}
+    arguments = [*(pointers[name] for name in inputs), *parameters, *(pointers[name] for name in outputs)]
+    planner.call(kernel, arguments, *fusion.nodes)
+
+
+def _is_stored(planner: Planner, fusion: RowFusion, node: fx.Node | None) -> bool:
+    """Whether anything but the fused kernel itself reads the value."""
+    if node is None:
+        return False
+    return planner.is_kept(node) or any(user not in fusion.nodes for user in node.users)
+
+
+def _row_view(planner: Planner, node: fx.Node, shape: Sequence[int]) -> View:
+    """The value, broadcast to ``shape``, with contiguous rows."""
+    view = planner.value(node)
+    if view.shape[-1] > 1 and view.strides[-1] != 1:
+        view = planner.materialize(node)
+    return view.expand(shape)
+
+
+def _row_affine(planner: Planner, fusion: RowFusion) -> RowAffine | None:
+    node, constants = fusion.affine, fusion.constants()
+    if node is None:
+        return None
+    pre_shift, multiplier = (planner.constant(constants[name]).to(torch.int64) for name in ("pre_shift", "multiplier"))
+    is_add = is_call(node, _qc.add.default)
+    shift = torch.tensor(argument(node, "shift")) if is_add else planner.constant(constants["shift"]).to(torch.int64)
+    zero_point = argument(node, "zero_point")
+    # The most that the sum before the last shift can be; its parts are at most 2^30.
+    largest = ((_NORMALIZED_BOUND << pre_shift) * multiplier.abs() >> 32) + 1 + (1 << 30 if is_add else 0) + ((abs(zero_point) + 1) << shift)
+    return RowAffine(
+        pre_shift=_common(pre_shift),
+        shift=_common(shift),
+        zero_point=zero_point,
+        low=argument(node, "low"),
+        high=argument(node, "high"),
+        offset_has_zero_point=bool(largest.max() < 1 << 31),
+        constant_zero_point=argument(node, f"zero_point_{'b' if fusion.normalized_side == 'a' else 'a'}") if is_add else 0,
+    )
+
+
+def _common(values: torch.Tensor) -> int | None:
+    """The number that all elements are."""
+    return int(values.flatten()[0]) if bool((values == values.flatten()[0]).all()) else None
 
 
 def _rows(planner: Planner, node: fx.Node, operation: Softmax | Normalize, tables: list[tuple[Storage, int]]) -> None:

@@ -6,16 +6,19 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from qcompiler.backends.tvm import packing
-from qcompiler.backends.tvm.kernels import ConvolutionKernel, Requantization, ResidualAdd
+from qcompiler.backends.tvm import packing, packing_rows
+from qcompiler.backends.tvm.kernels import ConvolutionKernel, NormalizationKernel, PackedKernel, Requantization, ResidualAdd
 from qcompiler.backends.tvm.plan import Constant, Packed, Scale
 from qcompiler.ir.program import Program
 
 _RESIDUAL_ROLES = ("pre_shift_b", "multiplier_b")
 
 
-def packed_arrays(kernel: ConvolutionKernel, target: str, constants: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """What ``packing.pack`` makes of a convolution's constants, brought into the shapes that ``kernels`` documents first."""
+def packed_arrays(kernel: PackedKernel, target: str, constants: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """What ``packing`` (for rows ``packing_rows``) makes of constants, a convolution's in the shapes that ``kernels`` documents."""
+    if isinstance(kernel, NormalizationKernel):
+        arrays = packing_rows.pack(kernel, {role: tensor.numpy() for role, tensor in constants.items()})
+        return tuple(torch.from_numpy(array) for array in arrays)
     shaped = {role: _shaped(kernel, role, tensor).numpy() for role, tensor in constants.items()}
     return tuple(torch.from_numpy(array) for array in packing.pack(kernel, target, shaped))
 
@@ -31,8 +34,8 @@ def _shaped(kernel: ConvolutionKernel, role: str, tensor: torch.Tensor) -> torch
 
 
 def parameter_reader(program: Program, target: str) -> Callable[[Constant | Packed | Scale], torch.Tensor]:
-    """A function that gives the tensor of each source; a convolution is packed once for all its arrays."""
-    packed: dict[tuple[ConvolutionKernel, tuple[tuple[str, str], ...]], tuple[torch.Tensor, ...]] = {}
+    """A function that gives the tensor of each source; a kernel's constants are packed once for all its arrays."""
+    packed: dict[tuple[PackedKernel, tuple[tuple[str, str], ...]], tuple[torch.Tensor, ...]] = {}
 
     def read(source: Constant | Packed | Scale) -> torch.Tensor:
         if isinstance(source, Constant):

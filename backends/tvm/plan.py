@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qcompiler.backends.tvm import kernels
-from qcompiler.backends.tvm.kernels import ConvolutionKernel, Kernel
+from qcompiler.backends.tvm.kernels import Kernel, PackedKernel
 from qcompiler.errors import ArtifactError
 
 FORMAT = 1
@@ -44,9 +44,9 @@ class Constant:
 
 @dataclass(frozen=True)
 class Packed:
-    """Array number ``index`` of what ``packing.pack`` makes of these buffers (role to name) for a convolution kernel."""
+    """Array number ``index`` of what ``parameters.packed_arrays`` makes of these buffers (role to name) for a kernel."""
 
-    kernel: ConvolutionKernel
+    kernel: PackedKernel
     constants: tuple[tuple[str, str], ...]
     index: int
 

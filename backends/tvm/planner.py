@@ -16,16 +16,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qcompiler.backends.tvm import arena, operations
 from qcompiler.backends.tvm.fuse import Fusion, find_fusions
+from qcompiler.backends.tvm.fuse_rows import find_row_fusions
 from qcompiler.backends.tvm.kernels import (
     ITEM_SIZE,
     Activation,
-    ConvolutionKernel,
     Copy,
     Dequantize,
     ElementwiseKernel,
     HaloKernel,
     Kernel,
     Operation,
+    PackedKernel,
     Quantize,
 )
 from qcompiler.backends.tvm.parameters import packed_arrays
@@ -72,6 +73,8 @@ class Planner:
         self.tensors = _sample_tensors(program)
         self._fusions = find_fusions(program.graph, self.tensors, set(kept))
         self._fused = {node: fusion for fusion in self._fusions.values() for node in fusion.nodes}
+        self._row_fusions = find_row_fusions(program.graph, self.tensors, set(kept), self._fused)
+        self._in_row_fusion = {node: fusion for fusion in self._row_fusions.values() for node in fusion.nodes}
         self._values: dict[fx.Node, View] = {}
         self._maps: dict[tuple[fx.Node, Halo, int], View] = {}
         self._calls: list[_Call] = []
@@ -138,8 +141,8 @@ class Planner:
         self.set_value(node, view)
         return view
 
-    def packed(self, kernel: ConvolutionKernel, constants: Mapping[str, fx.Node]) -> list[View]:
-        """The parameters of a convolution kernel, in the kernel's order; ``constants`` by role."""
+    def packed(self, kernel: PackedKernel, constants: Mapping[str, fx.Node]) -> list[View]:
+        """The packed parameters of a kernel, in the kernel's order; ``constants`` by role."""
         names = tuple((role, str(node.target)) for role, node in constants.items())
         tensors = {role: getattr(self.program.graph_module, name) for role, name in names}
         arrays = packed_arrays(kernel, self.target.name, tensors)
@@ -179,6 +182,16 @@ class Planner:
         copy = self._matrix(self.tensors[node])
         self.elementwise(Copy(), [self.value(node)], copy, node)
         return copy
+
+    def constant(self, node: fx.Node) -> torch.Tensor:
+        """The value of a constant."""
+        tensor = getattr(self.program.graph_module, str(node.target))
+        assert isinstance(tensor, torch.Tensor)  # verified: get_attr nodes name buffers
+        return tensor
+
+    def is_kept(self, node: fx.Node) -> bool:
+        """Whether the node's value has to exist in memory though nothing may read it."""
+        return node in self._kept
 
     def fusion(self, node: fx.Node) -> Fusion:
         return self._fusions[node]
@@ -284,6 +297,10 @@ class Planner:
     # Nodes and memory.
 
     def _plan_node(self, node: fx.Node) -> None:
+        if node in self._in_row_fusion:
+            if node in self._row_fusions:
+                operations.normalization(self, self._row_fusions[node])
+            return
         fusion = self._fused.get(node)
         if fusion is not None and fusion.last is not node:
             return  # computed with the fusion's last node

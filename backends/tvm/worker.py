@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcompiler.backends.tvm.kernels import ConvolutionKernel, Kernel
+from qcompiler.backends.tvm.kernels import ConvolutionKernel, Kernel, NormalizationKernel
 from qcompiler.backends.tvm.plan import decode
 from qcompiler.backends.tvm.target import KernelTarget, resolve
 
@@ -26,6 +26,10 @@ def emit(kernel: Kernel, target: KernelTarget, symbol: str) -> PrimFunc:
         from qcompiler.backends.tvm import templates
 
         return templates.emit(kernel, target.name, symbol)
+    if isinstance(kernel, NormalizationKernel):
+        from qcompiler.backends.tvm.templates import normalization
+
+        return normalization.emit(kernel, target)
     from qcompiler.backends.tvm import generic
 
     return generic.emit(kernel, target)

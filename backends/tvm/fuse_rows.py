@@ -1,0 +1,148 @@
+"""Which nodes one row kernel computes: residual add, normalization, affine part, narrower copy. Decided by the graph's structure alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
+from qcompiler.ir import edit
+from qcompiler.ir.edit import argument
+
+qc = torch.ops.qc
+_NARROW = (torch.int8, torch.uint8, torch.int16)
+_BYTES = (torch.int8, torch.uint8)
+_SCALING = ("pre_shift", "multiplier")
+_FORM = "newton"
+_WHOLE_VECTORS = 16  # elements: rows of constants must not be read past their end
+
+Tensors = Mapping[fx.Node, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class RowFusion:
+    """``root`` normalizes; ``addition`` makes its input, ``affine`` (add of a constant, or requantize) and ``narrowing`` follow it.
+
+    The kernel runs where the first of the nodes stands: everything that it reads besides that node's operands is constant.
+    """
+
+    root: fx.Node
+    addition: fx.Node | None = None
+    affine: fx.Node | None = None
+    narrowing: fx.Node | None = None
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        return tuple(node for node in (self.addition, self.root, self.affine, self.narrowing) if node is not None)
+
+    @property
+    def first(self) -> fx.Node:
+        return self.nodes[0]
+
+    @property
+    def normalized_side(self) -> str:
+        """Which operand of an affine ``qc::add`` the normalized value is."""
+        return "a" if self.affine is not None and argument(self.affine, "a") is self.root else "b"
+
+    def constants(self) -> dict[str, fx.Node]:
+        """The constants by the roles that ``packing_rows`` documents."""
+        roles: dict[str, fx.Node] = {}
+        if self.addition is not None:
+            roles |= {f"sum_{name}_{side}": argument(self.addition, f"{name}_{side}") for side in "ab" for name in _SCALING}
+        if self.affine is not None and self.affine.target is qc.add.default:
+            side = self.normalized_side
+            other = "b" if side == "a" else "a"
+            roles |= {name: argument(self.affine, f"{name}_{side}") for name in _SCALING}
+            roles |= {f"constant_{name}": argument(self.affine, f"{name}_{other}") for name in _SCALING}
+            roles["constant"] = argument(self.affine, other)
+        elif self.affine is not None:
+            roles |= {name: argument(self.affine, name) for name in (*_SCALING, "shift")}
+        if self.narrowing is not None:
+            roles |= {f"narrow_{name}": argument(self.narrowing, name) for name in (*_SCALING, "shift")}
+        return roles
+
+
+def find_row_fusions(graph: fx.Graph, tensors: Tensors, kept: Collection[fx.Node], taken: Collection[fx.Node]) -> dict[fx.Node, RowFusion]:
+    """Every normalization that has a row kernel, with what can be fused to it, by the first node of each fusion.
+
+    Nodes in ``taken`` belong to other fusions; a value in ``kept`` must exist in memory, which ``qc::normalize`` alone cannot give
+    once something follows it.
+    """
+    fusions = (_fuse(root, tensors, kept, taken) for root in edit.calls(graph, qc.normalize.default) if has_row_kernel(root, tensors))
+    return {fusion.first: fusion for fusion in fusions}
+
+
+def has_row_kernel(root: fx.Node, tensors: Tensors) -> bool:
+    """Whether the row kernel computes this form of normalization, for this type of input."""
+    names = [each.name for each in root.target._schema.arguments]  # type: ignore[union-attr]  # a registered op
+    return ("form" not in names or argument(root, "form") == _FORM) and tensors[argument(root, "x")].dtype in _NARROW
+
+
+def _fuse(root: fx.Node, tensors: Tensors, kept: Collection[fx.Node], taken: Collection[fx.Node]) -> RowFusion:
+    x = argument(root, "x")
+    addition = x if x not in taken and _is_addition(x, tensors) else None
+    users = edit.users_of(root)
+    affine = users[0] if len(users) == 1 and root not in kept and users[0] not in taken else None
+    if affine is None or not (_is_affine_add(affine, root, tensors) or _is_affine_requantize(affine, root, tensors)):
+        return RowFusion(root, addition)
+    narrowing = next((user for user in edit.users_of(affine) if user not in taken and _is_narrowing(user, affine, tensors)), None)
+    return RowFusion(root, addition, affine, narrowing)
+
+
+def _is_addition(node: fx.Node, tensors: Tensors) -> bool:
+    """Both operands are 8- or 16-bit values that vary along the row, scaled per tensor."""
+    if not edit.is_call(node, qc.add.default) or tensors[node].dtype not in _NARROW:
+        return False
+    operands = [argument(node, side) for side in "ab"]
+    if any(tensors[argument(node, f"{name}_{side}")].numel() != 1 for side in "ab" for name in _SCALING):
+        return False
+    return all(_is_row_operand(operand, tensors[node].shape[-1], tensors) for operand in operands)
+
+
+def _is_row_operand(node: fx.Node, length: int, tensors: Tensors) -> bool:
+    tensor = tensors[node]
+    if tensor.dtype not in _NARROW or tensor.dim() == 0 or tensor.shape[-1] != length:
+        return False
+    return node.op != "get_attr" or length % _WHOLE_VECTORS == 0
+
+
+def _is_affine_add(node: fx.Node, root: fx.Node, tensors: Tensors) -> bool:
+    if not edit.is_call(node, qc.add.default):
+        return False
+    side = "a" if argument(node, "a") is root else "b"
+    other = "b" if side == "a" else "a"
+    constant = argument(node, other)
+    parameters = [argument(node, f"{name}_{each}") for each in "ab" for name in _SCALING]
+    return (
+        constant.op == "get_attr"
+        and argument(node, f"zero_point_{side}") == 0
+        and tensors[node].shape == tensors[root].shape
+        and all(_is_per_channel(each, root, tensors) for each in (constant, *parameters))
+    )
+
+
+def _is_affine_requantize(node: fx.Node, root: fx.Node, tensors: Tensors) -> bool:
+    if not edit.is_call(node, qc.requantize.default) or argument(node, "form") != "high" or argument(node, "input_zero_point") != 0:
+        return False
+    return all(_is_per_channel(argument(node, name), root, tensors) for name in (*_SCALING, "shift"))
+
+
+def _is_narrowing(node: fx.Node, affine: fx.Node, tensors: Tensors) -> bool:
+    """16 bits to 8; ``exact64`` is left to a kernel of its own."""
+    if not edit.is_call(node, qc.requantize.default) or argument(node, "x") is not affine or argument(node, "form") == "exact64":
+        return False
+    parameters = [argument(node, name) for name in (*_SCALING, "shift")]
+    return (
+        tensors[affine].dtype == torch.int16
+        and tensors[node].dtype in _BYTES
+        and all(_is_per_channel(parameter, affine, tensors) for parameter in parameters)
+    )
+
+
+def _is_per_channel(parameter: fx.Node, root: fx.Node, tensors: Tensors) -> bool:
+    """Whether a constant varies over nothing but the last dimension."""
+    tensor = tensors[parameter]
+    return tensor.numel() == 1 or (tensor.numel() == tensor.shape[-1] == tensors[root].shape[-1])

@@ -1,0 +1,60 @@
+"""Parameters of a fused normalization in the layout that its kernel reads. Runs at load time too: numpy only, no TVM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.backends.tvm.kernels import NormalizationKernel, RowAffine
+from qcompiler.backends.tvm.templates.layout import Parameter
+
+Array = NDArray[np.generic]
+Integers = NDArray[np.int64]
+
+_GRANULE = 64  # channels: no vector reads past the last entry
+_ADDITION_ROLES = ("sum_pre_shift_a", "sum_multiplier_a", "sum_pre_shift_b", "sum_multiplier_b")
+_NARROWING_ROLES = ("narrow_pre_shift", "narrow_multiplier", "narrow_shift")
+
+
+def parameters(kernel: NormalizationKernel) -> tuple[Parameter, ...]:
+    """The arrays in the kernel's order: those of the addition, of the affine part, of the narrower copy; all int32."""
+    padded = -(-kernel.length // _GRANULE) * _GRANULE
+    names = {role: 1 for role in _ADDITION_ROLES if kernel.addition is not None}
+    if kernel.affine is not None:
+        names |= {"multiplier": padded, "offset": padded}
+        names |= {name: padded for name in ("pre_shift", "shift") if getattr(kernel.affine, name) is None}
+    if kernel.narrowing is not None:
+        names |= dict.fromkeys(_NARROWING_ROLES, padded if kernel.narrowing_per_channel else 1)
+    return tuple(Parameter(name, "int32", size) for name, size in names.items())
+
+
+def pack(kernel: NormalizationKernel, constants: Mapping[str, Array]) -> tuple[Array, ...]:
+    """The arrays of ``parameters``.
+
+    ``constants`` are one element or one for each channel: ``multiplier``, ``pre_shift`` and ``shift`` (where the kernel has no number for
+    it) of the affine part; where that is a
+    ``qc::add`` also its constant operand as ``constant`` with ``constant_pre_shift`` and ``constant_multiplier``. The others
+    have the names of the arrays.
+    """
+    values = {role: np.asarray(array, np.int64).reshape(-1) for role, array in constants.items()}
+    if kernel.affine is not None:
+        shift = values["shift"] if kernel.affine.shift is None else np.full(1, kernel.affine.shift, np.int64)
+        zero_point = kernel.affine.zero_point if kernel.affine.offset_has_zero_point else 0
+        values["offset"] = (zero_point << shift) + ((np.int64(1) << shift) >> 1) + _constant_half(kernel.affine, values)
+    return tuple(_spread(values[parameter.name], parameter.size, kernel.length) for parameter in parameters(kernel))
+
+
+def _constant_half(affine: RowAffine, values: Mapping[str, Integers]) -> Integers | int:
+    """The high half of the constant operand's product."""
+    if "constant" not in values:
+        return 0
+    centred = values["constant"] - affine.constant_zero_point
+    return ((centred << values["constant_pre_shift"]) * values["constant_multiplier"]) >> 32
+
+
+def _spread(values: Integers, size: int, length: int) -> Array:
+    if size == 1:
+        return values[:1].astype(np.int32)
+    return np.pad(np.broadcast_to(values, (length,)), (0, size - length)).astype(np.int32)

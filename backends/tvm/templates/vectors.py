@@ -1,0 +1,160 @@
+"""Words for kernels that walk rows: loops over a row with a tail, variables in registers, reductions of a vector, 64-bit products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from tvm.tirx.script import builder as T
+
+from qcompiler.backends.tvm.kernels import Operand, Size, is_dynamic, maxima
+from qcompiler.backends.tvm.templates import emission as e
+from qcompiler.backends.tvm.templates.emission import Buffer, Expr
+from qcompiler.backends.tvm.templates.layout import Parameter
+
+_SLACK = 256  # bytes that may be read past a row
+
+
+class Register:
+    """A variable, or a vector of them, that LLVM keeps in a register."""
+
+    def __init__(self, start: Expr) -> None:
+        self._count = int(start.ty.dtype.lanes)
+        self._buffer = T.alloc_buffer((self._count,), str(start.ty.dtype).split("x", maxsplit=1)[0], scope="local")
+        self.set(start)
+
+    @property
+    def value(self) -> Expr:
+        return e.load(self._buffer, 0, self._count) if self._count > 1 else T.Bind(self._buffer[0])
+
+    def set(self, value: Expr) -> None:
+        T.buffer_store(self._buffer, value, [T.Ramp(T.int32(0), 1, self._count) if self._count > 1 else 0])
+
+
+class Sizes:
+    """The ends of loops: numbers, or for dynamic sizes what the kernel's last pointer says."""
+
+    def __init__(self, kernel: object) -> None:
+        self.parameters = [Parameter("extents", "int32", 1)] if is_dynamic(kernel) else []
+        self._symbol: Expr = None
+
+    def bind(self, buffers: Sequence[Buffer]) -> None:
+        """Read the symbol's value, once, from the last of the kernel's buffers."""
+        if self.parameters:
+            self._symbol = T.Bind(buffers[-1][0])
+
+    def __call__(self, size: Size) -> Expr:
+        return size if isinstance(size, int) else T.Bind(self._symbol + size.offset)
+
+
+def parameter(name: str, operand: Operand, shape: Sequence[Size]) -> Parameter:
+    """The argument behind which an operand lies, with what may be read past its end."""
+    steps = zip(maxima(shape), operand.strides, strict=True)
+    reach = operand.offset + sum((extent - 1) * stride for extent, stride in steps if stride > 0)
+    return Parameter(name, operand.dtype, reach + 1 + _SLACK // np.dtype(operand.dtype).itemsize)
+
+
+def position(operand: Operand, index: Sequence[Expr]) -> Expr:
+    """Where element ``index`` lies; ``index`` may leave the last dimensions out."""
+    at: Expr = T.int32(operand.offset)
+    for coordinate, stride in zip(index, operand.strides, strict=False):
+        at = at + coordinate * stride
+    return T.Bind(at)
+
+
+def over_row(length: Expr, count: int, body: Callable[[Expr, Expr | None], None]) -> None:
+    """``body(start, None)`` for each whole vector of ``count`` elements, then ``body(start, rest)`` for what is left, if anything."""
+    full, rest = length // count, length % count
+    if not isinstance(length, int):
+        full, rest = T.Bind(full), T.Bind(rest)
+        with T.serial(0, full) as chunk:
+            body(T.Bind(chunk * count), None)
+        with T.If(rest > 0), T.Then():
+            body(T.Bind(full * count), rest)
+        return
+    if full:
+        with T.serial(0, full) as chunk:
+            body(T.Bind(chunk * count), None)
+    if rest:
+        body(T.int32(full * count), rest)
+
+
+def only_first(vector: Expr, rest: Expr | None, neutral: int) -> Expr:
+    """The vector, in a tail with ``neutral`` after its first ``rest`` lanes."""
+    if rest is None:
+        return vector
+    count = e.lanes(vector)
+    inside = T.Ramp(T.int32(0), 1, count) < T.Broadcast(rest if not isinstance(rest, int) else T.int32(rest), count)
+    return T.Bind(T.Select(inside, vector, e.constant(neutral, element(vector), count)))
+
+
+def store(buffer: Buffer, offset: Expr, vector: Expr, rest: Expr | None) -> None:
+    """The whole vector, in a tail its first ``rest`` lanes and not a byte more."""
+    if rest is None:
+        e.store(buffer, offset, vector)
+    elif isinstance(rest, int):
+        e.store_first(buffer, offset, vector, rest)
+    else:
+        count = e.lanes(vector)
+        inside = T.Ramp(T.int32(0), 1, count) < T.Broadcast(rest, count)
+        T.evaluate(T.call_llvm_intrin("void", "llvm.masked.store", vector, T.address_of(buffer[offset]), inside))
+
+
+def element(vector: Expr) -> str:
+    """The type of one lane."""
+    return str(vector.ty.dtype).split("x", maxsplit=1)[0]
+
+
+def reduce(operation: str, vector: Expr) -> Expr:
+    """The sum (``add``), maximum (``smax``) or minimum (``smin``) of all lanes."""
+    intrinsic = T.llvm_lookup_intrinsic_id(f"llvm.vector.reduce.{operation}")
+    return T.Bind(T.call_llvm_pure_intrin(intrinsic, vector, dtype=element(vector)))
+
+
+def leading_zeros(vector: Expr) -> Expr:
+    """Of int32 lanes; 32 for 0."""
+    return T.Bind(T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id("llvm.ctlz"), vector, T.bool(False), dtype=vector.ty.dtype))
+
+
+def maximum(x: Expr, y: Expr) -> Expr:
+    """The larger in each lane."""
+    return T.Bind(T.max(x, y))
+
+
+def minimum(x: Expr, y: Expr) -> Expr:
+    """The smaller in each lane."""
+    return T.Bind(T.min(x, y))
+
+
+def clamp(vector: Expr, low: int, high: int) -> Expr:
+    """Each lane brought into the bounds."""
+    count, kind = e.lanes(vector), element(vector)
+    return T.Bind(T.max(T.min(vector, e.constant(high, kind, count)), e.constant(low, kind, count)))
+
+
+def clamp_to(vector: Expr, low: int, high: int, dtype: str) -> Expr:
+    """Clamped, and converted to a type that holds the bounds."""
+    return e.cast(clamp(vector, low, high), dtype)
+
+
+def splat(scalar: Expr, count: int) -> Expr:
+    """The scalar in all lanes."""
+    return T.Bind(T.Broadcast(scalar, count))
+
+
+def like(vector: Expr, value: int) -> Expr:
+    """The number in all lanes of a vector of this type."""
+    return e.constant(value, element(vector), e.lanes(vector))
+
+
+def multiply_halves(value: Expr, multiplier: Expr) -> Expr:
+    """``(value * multiplier) >> 32`` of int32 lanes: vpmuldq for even and odd lanes."""
+    even = T.Bind(e.even_lanes(value) * e.even_lanes(multiplier))
+    odd = T.Bind(e.odd_lanes(value) * e.odd_lanes(multiplier))
+    return e.join_high_halves(even, odd)
+
+
+def low_product(x: Expr, y: Expr) -> Expr:
+    """Product of uint64 lanes below 2^32: vpmuludq."""
+    mask = like(x, 0xFFFFFFFF)
+    return T.Bind(T.bitwise_and(x, mask) * T.bitwise_and(y, mask))
