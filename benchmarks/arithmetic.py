@@ -73,14 +73,14 @@ def worst_softmax_error(scores: Tensor, bits: int) -> float:
     worst = 0.0
     for scale in (0.01, 0.03, 0.1):
         exact = torch.softmax(scores.double() * scale, dim=-1) * ((1 << bits) - 1)
-        worst = max(worst, float((softmax(scores, exponential_table(scale), bits) - exact).abs().max()))
+        worst = max(worst, float((softmax(scores, exponential_table(scale), None, "table", [], bits) - exact).abs().max()))
     return worst
 
 
 def worst_normalization_error(rows: Tensor) -> float:
     """Over the largest magnitude of the exact results."""
     exact = torch.nn.functional.layer_norm(rows.double(), (rows.shape[-1],), eps=0.0) / rows.shape[-1] ** 0.5
-    result = normalize(rows, 0, 0, True) / 2.0**OUTPUT_FRACTION_BITS
+    result = normalize(rows, 0, 0, True, "newton") / 2.0**OUTPUT_FRACTION_BITS
     return float((result - exact).abs().max() / exact.abs().max())
 
 

@@ -45,7 +45,9 @@ def softmax(lowering: Lowering, node: fx.Node) -> Value:
         raise unsupported(node, f"it runs over dimension {argument(node, 'dim')}, not the last", "permute the values around it")
     quantized = probability_type(x.integer.bits)
     table = lowering.constant(f"{node.name}_exponentials", arithmetic.exponential_table(float(x.scale)))
-    return lowering.rounded(lowering.call(_qc.softmax.default, x.node, table, x.integer.bits, name=f"{node.name}_integers"), quantized)
+    return lowering.rounded(
+        lowering.call(_qc.softmax.default, x.node, table, None, "table", [], x.integer.bits, name=f"{node.name}_integers"), quantized
+    )
 
 
 def layer_norm(lowering: Lowering, node: fx.Node) -> Value:
@@ -56,7 +58,7 @@ def layer_norm(lowering: Lowering, node: fx.Node) -> Value:
     length = x.node.meta["val"].shape[-1]
     epsilon = arithmetic.integer_epsilon(argument(node, "eps"), float(x.scale), length, centre=True)
     name = f"{node.name}_normalized"
-    normalized = lowering.call(_qc.normalize.default, x.node, x.zero_point, min(epsilon, _LARGEST_EPSILON), True, name=name)
+    normalized = lowering.call(_qc.normalize.default, x.node, x.zero_point, min(epsilon, _LARGEST_EPSILON), True, "newton", name=name)
     gamma, beta = (_affine(node, which, length, default) for which, default in (("weight", 1.0), ("bias", 0.0)))
     scale = gamma.abs() * math.sqrt(length) * 2.0**-OUTPUT_FRACTION_BITS
     offset = _quantized_offset(lowering, node, beta)

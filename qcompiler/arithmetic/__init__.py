@@ -6,6 +6,7 @@ The reference kernels of the ``qc::`` ops, the proofs of the verifier and every 
 
 from __future__ import annotations
 
+from qcompiler.arithmetic.codes import bucketize, decode, embedding, encode
 from qcompiler.arithmetic.dyadic import (
     Dyadic,
     ResidualDyadic,
@@ -17,9 +18,11 @@ from qcompiler.arithmetic.dyadic import (
 )
 from qcompiler.arithmetic.elementwise import clamp, dilate, lookup, multiply
 from qcompiler.arithmetic.linear import convolution, linear, matmul
-from qcompiler.arithmetic.normalize import integer_epsilon, normalize
+from qcompiler.arithmetic.nonlinear import has_form, nonlinear, nonlinear_parameters
+from qcompiler.arithmetic.normalize import NORMALIZE_FORMS, integer_epsilon, normalize, normalized_scale
 from qcompiler.arithmetic.pooling import adaptive_max_pool2d, adaptive_sum_pool2d, max_pool2d, reduce_sum, sum_pool2d
 from qcompiler.arithmetic.quantize import dequantize, quantize, scale_and_zero_point
+from qcompiler.arithmetic.reciprocal import divide
 from qcompiler.arithmetic.requantize import (
     REQUANTIZE,
     centre,
@@ -29,15 +32,18 @@ from qcompiler.arithmetic.requantize import (
     residual_add,
     saturate,
 )
-from qcompiler.arithmetic.softmax import exponential_table, softmax
+from qcompiler.arithmetic.softmax import SOFTMAX_FORMS, exponential_table, softmax, softmax_parameters, softmax_scale
 from qcompiler.arithmetic.tables import build_table
 
 __all__ = [
+    "NORMALIZE_FORMS",
     "REQUANTIZE",
+    "SOFTMAX_FORMS",
     "Dyadic",
     "ResidualDyadic",
     "adaptive_max_pool2d",
     "adaptive_sum_pool2d",
+    "bucketize",
     "build_table",
     "centre",
     "choose",
@@ -47,16 +53,24 @@ __all__ = [
     "choose_residual",
     "clamp",
     "convolution",
+    "decode",
     "dequantize",
     "dilate",
-    "linear",
+    "divide",
+    "embedding",
+    "encode",
     "exponential_table",
+    "has_form",
     "integer_epsilon",
+    "linear",
     "lookup",
     "matmul",
     "max_pool2d",
     "multiply",
+    "nonlinear",
+    "nonlinear_parameters",
     "normalize",
+    "normalized_scale",
     "quantize",
     "reduce_sum",
     "requantize_exact64",
@@ -64,7 +78,9 @@ __all__ = [
     "requantize_narrow",
     "residual_add",
     "saturate",
-    "softmax",
     "scale_and_zero_point",
+    "softmax",
+    "softmax_parameters",
+    "softmax_scale",
     "sum_pool2d",
 ]

@@ -19,11 +19,14 @@ import math
 
 import torch
 
-from qcompiler.arithmetic.softmax import bit_length
+from qcompiler.arithmetic import i_bert, i_vit
+from qcompiler.arithmetic.reciprocal import bit_length
 
+NORMALIZE_FORMS = ("newton", "i-layernorm", "i-bert")
 OUTPUT_FRACTION_BITS = 29
-# |d| <= sqrt(V), and the reciprocal root is at most 2^-28 too large.
+# newton: |d| <= sqrt(V), and the reciprocal root is at most 2^-28 too large; the papers' forms halve a product below 2^31.
 OUTPUT_BOUND = (1 << OUTPUT_FRACTION_BITS) + 4
+OUTPUT_BOUNDS = {"newton": OUTPUT_BOUND, "i-layernorm": 1 << 30, "i-bert": 1 << 30}
 MAXIMUM_ROW = 1 << 13  # N * (x - mean) fits int32 for x - zero_point of 17 bits
 LARGEST_EPSILON = 1 << 29  # in reduced units; beyond any sum of squares, it only has to stay there
 ROOT_START = 488000  # of the line 488000 - 5 v / 2^15 that the Newton steps start from
@@ -41,10 +44,26 @@ def integer_epsilon(epsilon: float, scale: float, length: int, centre: bool) -> 
     return round(factor * epsilon / scale**2)
 
 
-def normalize(x: torch.Tensor, zero_point: int, epsilon: int, centre: bool) -> torch.Tensor:
-    """int32 rows with y / 2^29 = c / sqrt(sum c^2 + epsilon), over the last dimension; x of at most 16 bits."""
+def normalized_scale(form: str) -> float:
+    """One unit of the result of ``normalize``, whose rows have unit length: times sqrt(N) it is LayerNorm before its affine part."""
+    return 2.0**-OUTPUT_FRACTION_BITS if form == "newton" else 2.0**-30
+
+
+def normalize(x: torch.Tensor, zero_point: int, epsilon: int, centre: bool, form: str) -> torch.Tensor:
+    """int32 rows y with y * normalized_scale(form) = c / sqrt(sum c^2 + epsilon), over the last dimension; x of at most 16 bits.
+
+    ``newton`` is the module's formula; ``i-layernorm`` (I-ViT) and ``i-bert`` are the papers' functions, which know no epsilon.
+    """
     wide = x.to(torch.int64) - zero_point
-    length = x.shape[-1]
+    if form == "i-layernorm":
+        return i_vit.normalize(wide, centre).to(torch.int32)
+    if form == "i-bert":
+        return i_bert.normalize(wide, centre).to(torch.int32)
+    return _normalize_newton(wide, epsilon, centre)
+
+
+def _normalize_newton(wide: torch.Tensor, epsilon: int, centre: bool) -> torch.Tensor:
+    length = wide.shape[-1]
     centred = wide * length - wide.sum(dim=-1, keepdim=True) if centre else wide
     shift = (bit_length(centred.abs().amax(dim=-1, keepdim=True)).to(torch.int64) - magnitude_bits(length)).clamp(min=0)
     rounding = (torch.ones_like(shift) << shift) >> 1

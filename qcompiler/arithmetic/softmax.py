@@ -1,54 +1,145 @@
-"""Integer softmax over the last dimension: table exponential, reciprocal of the row sum by integer Newton steps, no division.
+r"""Integer softmax over the last dimension: no division, unsigned probabilities rounded to nearest.
 
-With d = max(x) - x, e = table[d], S = sum(e), b = bit length of S and L = 2^bits - 1::
+With d = max(x) - x, an exponential e of 15 bits in one of three forms, S = sum(e), b = bit length of S and L = 2^bits - 1::
+
+    table    e = table[d]                                            exactly rounded, x of 8 bits
+    shift    e = min(2^-z, 2^15 - 1), z = d in base 2, by the formulas of ``arithmetic.exponential``; x of at most 16 bits
+    poly     as shift, with the mantissa by a polynomial
 
     f = (S << (31 - b)) >> 16                 in [2^14, 2^15)
     y = 47747 - f;  twice  y = (y * (65536 - ((f * y) >> 14))) >> 15        y ~ 2^29 / f
     p = clamp((((e * y) >> 15) * L + 2^(b-2)) >> (b - 1), 0, L)             ~ L * e / S
 
-Every intermediate fits int32 for rows of at most 65,536 elements: e <= 2^15 - 1, y <= 2^15 + 2, and L <= 2^16 - 1.
-Source of the reciprocal: Newton-Raphson on 1/f with a linear start, e.g. Warren, Hacker's Delight, 10-14.
+Every intermediate fits int32 for rows of at most 65,536 elements: e <= 2^15 - 1, y <= 2^15 + 2, and L <= 2^16 - 1. Elements that a mask
+drops do not enter the maximum and have e = 0. ``shiftmax`` (I-ViT) and ``i-softmax`` (I-BERT) are the papers' own functions.
 """
 
 from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
+from qcompiler.arithmetic import i_bert, i_vit
+from qcompiler.arithmetic.exponential import ONE, base2_constants, check_base2, fixed_point, power
+from qcompiler.arithmetic.reciprocal import RECIPROCAL_START, RECIPROCAL_STEPS, bit_length, newton_reciprocal
+from qcompiler.errors import UnknownNameError, VerificationError
+
+__all__ = ["RECIPROCAL_START", "RECIPROCAL_STEPS", "bit_length", "newton_reciprocal", "softmax"]
+
+SOFTMAX_FORMS = ("table", "poly", "shift", "shiftmax", "i-softmax")
 EXPONENT_BITS = 15
 MAXIMUM_ROW = 1 << 16
 TABLE_ENTRIES = 256
-RECIPROCAL_START = 47747  # of the line 47747 - f that the Newton steps start from
-RECIPROCAL_STEPS = 2
+LARGEST_DIFFERENCE = (1 << 16) - 1
+LOGISTIC_REACH = 17.0  # in base 2: from here on an exponential rounds to 0
+_SMALLEST_TOTAL = 1 << (EXPONENT_BITS - 1)  # a row's maximum alone has at least as much
 
 
-def exponential_table(scale: float) -> torch.Tensor:
+def exponential_table(scale: float) -> Tensor:
     """int32 [256]: round((2^15 - 1) * exp(-scale * d)) for a difference of d steps of ``scale`` below the row's maximum."""
     differences = torch.arange(TABLE_ENTRIES, dtype=torch.float64)
     return torch.round(((1 << EXPONENT_BITS) - 1) * torch.exp(-scale * differences)).to(torch.int32)
 
 
-def bit_length(x: torch.Tensor) -> torch.Tensor:
-    """Number of bits of positive integers below 2^53: floor(log2 x) + 1, exact because frexp reads the exponent."""
-    return torch.frexp(x.to(torch.float64)).exponent
+def softmax_parameters(form: str, scale: float) -> tuple[Tensor | None, list[int]]:
+    """Table and constants of ``softmax`` for scores of step ``scale``.
+
+    Raises UnknownNameError for a form that does not exist, VerificationError where a paper's form cannot serve the scale.
+    """
+    if form == "table":
+        return exponential_table(scale), []
+    if form in ("shift", "poly"):
+        return None, [*base2_constants(scale * math.log2(math.e), LOGISTIC_REACH, LARGEST_DIFFERENCE)]
+    if form == "shiftmax":
+        return None, [i_vit.exponent_step(scale, i_vit.SHIFTMAX_BITS), i_vit.SHIFTMAX_BITS]
+    if form == "i-softmax":
+        return None, i_bert.softmax_constants(scale)
+    raise UnknownNameError("form of softmax", form, SOFTMAX_FORMS)
 
 
-def softmax(x: torch.Tensor, table: torch.Tensor, bits: int) -> torch.Tensor:
-    """Probabilities as unsigned integers of ``bits`` bits (1..16) and scale 1 / (2^bits - 1); x is 8-bit, any zero point."""
-    wide = x.to(torch.int64)
-    differences = wide.amax(dim=-1, keepdim=True) - wide
-    exponentials = table.to(torch.int64)[differences]
-    total = exponentials.sum(dim=-1, keepdim=True)
-    length = bit_length(total).to(torch.int64)
-    reciprocal = newton_reciprocal((total << (31 - length)) >> 16)
+def softmax_scale(form: str, bits: int) -> float:
+    """What one unit of the result means: 1 / (2^bits - 1); ``shiftmax`` 2^(1 - bits), ``i-softmax`` 2^-bits."""
+    if form == "shiftmax":
+        return 2.0 ** (1 - bits)
+    return 2.0**-bits if form == "i-softmax" else 1.0 / ((1 << bits) - 1)
+
+
+def check_softmax(form: str, table: Tensor | None, constants: Sequence[int], bits: int) -> int:
+    """The largest result. Raises VerificationError where parameters do not keep every step in int32."""
+    if form not in SOFTMAX_FORMS or not 1 <= bits <= 16 or (table is not None) != (form == "table"):
+        raise VerificationError(f"no softmax of form '{form}' with {bits} bits and {'a' if table is not None else 'no'} table")
+    if len(constants) != _COUNTS[form]:
+        raise VerificationError(f"softmax of form '{form}' takes {_COUNTS[form]} constants, not {len(constants)}")
+    if table is not None:
+        _check_table(table)
+    elif form == "shiftmax":
+        i_vit.check_step(*constants)
+        return (1 << (bits - 1)) - 1
+    elif form == "i-softmax":
+        _check_i_softmax(constants)
+    else:
+        check_base2(constants)
+    return (1 << bits) - 1
+
+
+_COUNTS = {"table": 0, "poly": 3, "shift": 3, "shiftmax": 2, "i-softmax": 5}
+
+
+def _check_table(table: Tensor) -> None:
+    inside = table.shape == (TABLE_ENTRIES,) and int(table.min()) >= 0 and int(table.max()) < ONE
+    if not inside or int(table[0]) != int(table.max()) or int(table[0]) < _SMALLEST_TOTAL:
+        raise VerificationError("its table is none that softmax is proven for: make it by arithmetic.exponential_table")
+
+
+def _check_i_softmax(constants: Sequence[int]) -> None:
+    *exponential, multiplier, shift = constants
+    i_bert.check_exponential(exponential)
+    if not (0 <= multiplier <= 1 << 31 and 1 <= shift <= 62 and exponential[2] * multiplier < ((1 << 15) - 1 << shift) + (1 << shift >> 1)):
+        raise VerificationError("its exponentials do not fit 16 bits: choose its constants by arithmetic.softmax_parameters")
+
+
+def softmax(x: Tensor, table: Tensor | None, mask: Tensor | None, form: str, constants: Sequence[int], bits: int) -> Tensor:
+    """Unsigned integers of ``bits`` bits (1..16) and the scale of ``softmax_scale``; x of at most 16 bits, any zero point.
+
+    ``mask`` is bool, True where an element is kept, and broadcasts against x. Rows of which nothing is kept are 0.
+    """
+    kept = None if mask is None else mask.expand(x.shape)
+    differences = _differences(x.to(torch.int32), kept)
+    if form == "shiftmax":
+        probabilities = i_vit.shiftmax(-differences, kept, constants, bits)
+    elif form == "i-softmax":
+        probabilities = i_bert.softmax(-differences, kept, constants, bits)
+    else:
+        exponentials = _exponentials(differences, table, form, constants)
+        if kept is not None:
+            exponentials = torch.where(kept, exponentials, 0)
+        probabilities = _probabilities(exponentials, bits)
+    return probabilities.to(torch.uint8 if bits <= 8 else torch.int32)
+
+
+def _differences(x: Tensor, kept: Tensor | None) -> Tensor:
+    """max(x) - x over what is kept, 0 where nothing is."""
+    if kept is None:
+        return x.amax(dim=-1, keepdim=True) - x
+    largest = torch.where(kept, x, torch.iinfo(x.dtype).min).amax(dim=-1, keepdim=True)
+    return torch.where(kept, largest - x, 0)
+
+
+def _exponentials(differences: Tensor, table: Tensor | None, form: str, constants: Sequence[int]) -> Tensor:
+    if table is not None:
+        return table[differences.to(torch.int64)].to(torch.int32)
+    return power(fixed_point(differences, constants), form).clamp(max=ONE - 1)
+
+
+def _probabilities(exponentials: Tensor, bits: int) -> Tensor:
+    """p of the module's formula."""
+    total = exponentials.sum(dim=-1, keepdim=True, dtype=torch.int32).clamp(min=_SMALLEST_TOTAL)
+    length = bit_length(total).to(torch.int32)
+    reciprocal = newton_reciprocal((total.to(torch.int64) << (31 - length) >> 16).to(torch.int32))
     high = (1 << bits) - 1
     scaled = ((exponentials * reciprocal) >> 15) * high
     rounded = (scaled + (torch.ones_like(length) << (length - 2))) >> (length - 1)
-    return rounded.clamp(0, high).to(torch.uint8 if bits <= 8 else torch.int32)
-
-
-def newton_reciprocal(f: torch.Tensor) -> torch.Tensor:
-    """2^29 / f for f in [2^14, 2^15), within 2 units; two Newton steps from a line."""
-    y = RECIPROCAL_START - f
-    for _ in range(RECIPROCAL_STEPS):
-        y = (y * (65536 - ((f * y) >> 14))) >> 15
-    return y
+    return rounded.clamp(0, high)

@@ -20,6 +20,8 @@ LIBRARY = torch.library.Library("qc", "DEF")
 SCHEMAS: dict[str, str] = {
     "quantize": "(Tensor x, float[] scale, int[] zero_point, int axis, int bits, bool signed) -> Tensor",
     "dequantize": "(Tensor x, float[] scale, int[] zero_point, int axis, int bits, bool signed) -> Tensor",
+    "encode": "(Tensor x, float[] boundaries) -> Tensor",
+    "decode": "(Tensor codes, float[] levels) -> Tensor",
     "convolution": (
         "(Tensor x, Tensor weight, Tensor bias, int[] stride, int[] padding, int[] dilation, int groups, int pad_value) -> Tensor"
     ),
@@ -35,8 +37,12 @@ SCHEMAS: dict[str, str] = {
     ),
     "multiply": "(Tensor a, Tensor b, int zero_point_a, int zero_point_b) -> Tensor",
     "lookup": "(Tensor x, Tensor table, int bits, bool signed) -> Tensor",
-    "softmax": "(Tensor x, Tensor table, int bits) -> Tensor",
-    "normalize": "(Tensor x, int zero_point, int epsilon, bool centre) -> Tensor",
+    "bucketize": "(Tensor x, Tensor boundaries, int bits) -> Tensor",
+    "embedding": "(Tensor weight, Tensor ids) -> Tensor",
+    "nonlinear": "(Tensor x, int zero_point, str function, str form, int[] constants) -> Tensor",
+    "softmax": "(Tensor x, Tensor? table, Tensor? mask, str form, int[] constants, int bits) -> Tensor",
+    "normalize": "(Tensor x, int zero_point, int epsilon, bool centre, str form) -> Tensor",
+    "divide": "(Tensor x, Tensor divisor, int fraction_bits) -> Tensor",
     "clamp": "(Tensor x, int low, int high) -> Tensor",
     "max_pool2d": "(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor",
     "sum_pool2d": "(Tensor x, int[] kernel, int[] stride, int[] padding, int zero_point) -> Tensor",
@@ -48,6 +54,7 @@ SCHEMAS: dict[str, str] = {
 
 Size = int | torch.SymInt
 
+_MOST_BOUNDARIES = 255
 _BLOCK = 1 << 18  # elements: 2 MiB of int64
 
 
@@ -191,12 +198,49 @@ def _lookup_fake(x: Tensor, table: Tensor, bits: int, signed: bool) -> Tensor:
     return x.new_empty(x.shape, dtype=_storage(bits, signed))
 
 
-def _softmax_fake(x: Tensor, table: Tensor, bits: int) -> Tensor:
+def _bucketize(x: Tensor, boundaries: Tensor, bits: int) -> Tensor:
+    return arithmetic.bucketize(x, boundaries).to(_storage(bits, signed=False))
+
+
+def _bucketize_fake(x: Tensor, boundaries: Tensor, bits: int) -> Tensor:
+    torch._check(boundaries.dim() == 1, lambda: "boundaries are one sorted list")
     return x.new_empty(x.shape, dtype=_storage(bits, signed=False))
 
 
-def _normalize_fake(x: Tensor, zero_point: int, epsilon: int, centre: bool) -> Tensor:
+def _encode_fake(x: Tensor, boundaries: list[float]) -> Tensor:
+    torch._check(len(boundaries) <= _MOST_BOUNDARIES, lambda: f"{len(boundaries)} boundaries, but 8-bit codes have {_MOST_BOUNDARIES}")
+    return x.new_empty(x.shape, dtype=torch.uint8)
+
+
+def _decode_fake(codes: Tensor, levels: list[float]) -> Tensor:
+    return codes.new_empty(codes.shape, dtype=torch.float32)
+
+
+def _embedding_fake(weight: Tensor, ids: Tensor) -> Tensor:
+    torch._check(weight.dim() == 2, lambda: "the table of an embedding has rows and columns")
+    return weight.new_empty((*ids.shape, weight.shape[1]))
+
+
+def _nonlinear_fake(x: Tensor, zero_point: int, function: str, form: str, constants: list[int]) -> Tensor:
+    torch._check(arithmetic.has_form(function, form), lambda: f"unknown form '{form}' of {function}")
     return x.new_empty(x.shape, dtype=torch.int32)
+
+
+def _softmax_fake(x: Tensor, table: Tensor | None, mask: Tensor | None, form: str, constants: list[int], bits: int) -> Tensor:
+    torch._check(form in arithmetic.SOFTMAX_FORMS, lambda: f"unknown form of softmax '{form}'")
+    if mask is not None:
+        torch._check(mask.dim() <= x.dim(), lambda: "the mask has more dimensions than what it masks")
+        mask.expand(x.shape)  # raises where it does not broadcast
+    return x.new_empty(x.shape, dtype=_storage(bits, signed=False))
+
+
+def _normalize_fake(x: Tensor, zero_point: int, epsilon: int, centre: bool, form: str) -> Tensor:
+    torch._check(form in arithmetic.NORMALIZE_FORMS, lambda: f"unknown form of normalization '{form}'")
+    return x.new_empty(x.shape, dtype=torch.int32)
+
+
+def _divide_fake(x: Tensor, divisor: Tensor, fraction_bits: int) -> Tensor:
+    return x.new_empty(torch.broadcast_shapes(x.shape, divisor.shape), dtype=torch.int32)
 
 
 def _clamp_fake(x: Tensor, low: int, high: int) -> Tensor:
@@ -255,13 +299,19 @@ _KERNELS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "dequantize": (_dequantize, _dequantize_fake),
     "convolution": (arithmetic.convolution, _convolution_fake),
     "linear": (arithmetic.linear, _linear_fake),
+    "encode": (arithmetic.encode, _encode_fake),
+    "decode": (arithmetic.decode, _decode_fake),
     "matmul": (arithmetic.matmul, _matmul_fake),
     "requantize": (_requantize, _requantize_fake),
     "add": (_add, _add_fake),
     "multiply": (arithmetic.multiply, _multiply_fake),
     "lookup": (_lookup, _lookup_fake),
+    "bucketize": (_bucketize, _bucketize_fake),
+    "embedding": (arithmetic.embedding, _embedding_fake),
+    "nonlinear": (arithmetic.nonlinear, _nonlinear_fake),
     "softmax": (arithmetic.softmax, _softmax_fake),
     "normalize": (arithmetic.normalize, _normalize_fake),
+    "divide": (arithmetic.divide, _divide_fake),
     "clamp": (arithmetic.clamp, _clamp_fake),
     "max_pool2d": (arithmetic.max_pool2d, _max_pool2d_fake),
     "sum_pool2d": (arithmetic.sum_pool2d, _sum_pool2d_fake),

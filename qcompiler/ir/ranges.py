@@ -24,23 +24,27 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
+from qcompiler.arithmetic.nonlinear import check_nonlinear
 from qcompiler.arithmetic.normalize import MAXIMUM_ROW as MAXIMUM_NORMALIZED_ROW
-from qcompiler.arithmetic.normalize import OUTPUT_BOUND as NORMALIZED_BOUND
+from qcompiler.arithmetic.normalize import OUTPUT_BOUNDS as NORMALIZED_BOUNDS
 from qcompiler.arithmetic.pooling import adaptive_windows
-from qcompiler.arithmetic.softmax import EXPONENT_BITS
+from qcompiler.arithmetic.reciprocal import LARGEST_FRACTION
+from qcompiler.arithmetic.softmax import LARGEST_DIFFERENCE, TABLE_ENTRIES, check_softmax
 from qcompiler.arithmetic.softmax import MAXIMUM_ROW as MAXIMUM_SOFTMAX_ROW
 from qcompiler.errors import VerificationError
 from qcompiler.ir.edit import argument, constant_value
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
-from qcompiler.ir.stages import INTEGER_MOVEMENT_OPS
+from qcompiler.ir.stages import INTEGER_COMPARISON_OPS, INTEGER_MASK_OPS, INTEGER_MOVEMENT_OPS
 from qcompiler.ir.types import INT32, IntegerRange, IntegerType, Stage
 
 _MOST_INTERVALS = 1 << 16  # kept for one value; past it they are united over the innermost dimensions
+_UNBOUNDED = 1 << 48  # of int64 inputs and of sizes without a maximum: leaves room for sums and shifts of bounds
 _MOST_ELEMENTS = 1 << 24  # of one value, when data movement is executed on its intervals
 
 _TABLE_ENTRIES = 256
 _INT32 = IntegerRange(INT32.low, INT32.high)
+_INT16_DIFFERENCE = IntegerRange(-(1 << 16), (1 << 16) - 1)  # of a 16-bit integer and its zero point
 _SUM_ADVICE = "requantize to fewer bits first, or reduce in two steps with a requantization between them"
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
@@ -98,9 +102,9 @@ def analyze(program: Program) -> dict[fx.Node, Bounds]:
     specs = iter(program.inputs)
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            quantized = next(specs).quantized
-            known[node] = _of_type(node, quantized.integer) if quantized else _of_dtype(node)
-        elif node.op != "output":
+            spec = next(specs)
+            known[node] = _of_type(node, spec.quantized.integer) if spec.quantized else _of_input(node, spec.range)
+        elif node.op != "output" and isinstance(node.meta["val"], torch.Tensor):  # else it is a size
             known[node] = bounds_of(node, known)
     return known
 
@@ -116,10 +120,11 @@ def bounds_of(node: fx.Node, known: Known) -> Bounds:
         bounds = rule(node, known)
     except RuntimeError as error:  # torch cannot broadcast or reshape the parameters
         raise VerificationError(f"{describe(node)}: its operands and parameters do not fit together ({error})") from error
+    if not isinstance(node.meta["val"], torch.Tensor):
+        return bounds  # a size, no value of the program
     _check_shape(node, bounds)
     bounds = _settled(node, bounds)
-    limits = torch.iinfo(node.meta["val"].dtype)
-    _require(node, bounds, IntegerRange(limits.min, limits.max), "the result", "choose a wider type for the result")
+    _require(node, bounds, dtype_range(node.meta["val"].dtype), "the result", "choose a wider type for the result")
     return bounds
 
 
@@ -260,7 +265,7 @@ def _multiply(node: fx.Node, known: Known) -> Bounds:
 
 def _matmul(node: fx.Node, known: Known) -> Bounds:
     a, b = (known[argument(node, name)].minus(argument(node, f"zero_point_{name}")).range for name in ("a", "b"))
-    length = argument(node, "a").meta["val"].shape[-1]
+    length = _largest(node, argument(node, "a").meta["val"].shape[-1])
     corners = [length * x * y for x in (a.low, a.high) for y in (b.low, b.high)]
     bounds = _filled(node, IntegerRange(min(corners), max(corners)))
     _require(node, bounds, _INT32, f"the accumulator over {length} products", "quantize the operands to fewer bits")
@@ -268,26 +273,117 @@ def _matmul(node: fx.Node, known: Known) -> Bounds:
 
 
 def _softmax(node: fx.Node, known: Known) -> Bounds:
-    table, bits = _check_parameter(node, "table", 0, (1 << EXPONENT_BITS) - 1), argument(node, "bits")
+    x, form = known[argument(node, "x")].range, argument(node, "form")
+    table = None if argument(node, "table") is None else _constant(node, "table")
+    largest = _checked(node, check_softmax, form, table, argument(node, "constants"), argument(node, "bits"))
     _check_row(node, MAXIMUM_SOFTMAX_ROW)
-    if table.shape != (256,) or int(table[0]) != int(table.max()) or int(table[0]) < 1 << (EXPONENT_BITS - 1) or not 1 <= bits <= 16:
-        raise VerificationError(f"{describe(node)}: its table or its {bits} bits are none that arithmetic.softmax is proven for")
-    return _filled(node, IntegerRange(0, (1 << bits) - 1))
+    most = TABLE_ENTRIES - 1 if form == "table" else LARGEST_DIFFERENCE
+    if x.high - x.low > most:
+        raise VerificationError(
+            f"{describe(node)}: scores lie in {x}, form '{form}' is proven for differences up to {most}; use fewer bits"
+        )
+    return _filled(node, IntegerRange(0, largest))
 
 
 def _normalize(node: fx.Node, known: Known) -> Bounds:
     x = known[argument(node, "x")].minus(argument(node, "zero_point"))
-    _require(node, x, IntegerRange(-(1 << 16), (1 << 16) - 1), "x - zero_point", "requantize it to 16 bits first")
+    _require(node, x, _INT16_DIFFERENCE, "x - zero_point", "requantize it to 16 bits first")
     _check_row(node, MAXIMUM_NORMALIZED_ROW)
     if not 0 <= argument(node, "epsilon") < 1 << 62:
         raise VerificationError(f"{describe(node)}: its epsilon is outside [0, 2^62); clamp it")
-    return _filled(node, IntegerRange(-NORMALIZED_BOUND, NORMALIZED_BOUND))
+    largest = NORMALIZED_BOUNDS[argument(node, "form")]
+    return _filled(node, IntegerRange(-largest, largest))
+
+
+def _nonlinear(node: fx.Node, known: Known) -> Bounds:
+    x = known[argument(node, "x")].minus(argument(node, "zero_point"))
+    _require(node, x, _INT16_DIFFERENCE, "x - zero_point", "requantize it to 16 bits first")
+    function, form, constants = (argument(node, name) for name in ("function", "form", "constants"))
+    low, high = _checked(node, check_nonlinear, function, form, constants, x.range.low, x.range.high)
+    return _filled(node, IntegerRange(low, high))
+
+
+def _checked(node: fx.Node, check: Callable[..., Any], *parameters: Any) -> Any:
+    """What a check of the arithmetic gives; its error names the node."""
+    try:
+        return check(*parameters)
+    except VerificationError as error:
+        raise VerificationError(f"{describe(node)}: {error}") from error
 
 
 def _check_row(node: fx.Node, most: int) -> None:
-    length = argument(node, "x").meta["val"].shape[-1]
-    if isinstance(length, torch.SymInt) or length > most:
-        raise VerificationError(f"{describe(node)}: rows of {length} values, of {most} at most is proven; split them or fix the length")
+    length = _largest(node, argument(node, "x").meta["val"].shape[-1])
+    if length > most:
+        raise VerificationError(f"{describe(node)}: rows of {length} values, of {most} at most is proven; split them")
+
+
+def _largest(node: fx.Node, size: int | torch.SymInt) -> int:
+    """The size, or the most that its symbol allows."""
+    return _sizes(node, size)[1]
+
+
+def _sizes(node: fx.Node, size: int | torch.SymInt) -> tuple[int, int]:
+    """Least and largest value of a size. Raises VerificationError where nothing bounds it."""
+    if isinstance(size, int):
+        return size, size
+    interval = size.node.shape_env.bound_sympy(size.node.expr)
+    if not interval.upper.is_finite or interval.upper >= _UNBOUNDED:
+        raise VerificationError(
+            f"{describe(node)} reads whole rows of the dynamic size {size}, which has no maximum: give it one at capture"
+        )
+    return max(0, int(interval.lower)), int(interval.upper)
+
+
+def _embedding(node: fx.Node, known: Known) -> Bounds:
+    weight, ids = argument(node, "weight"), known[argument(node, "ids")].range
+    rows = weight.meta["val"].shape[0]
+    if not 0 <= ids.low <= ids.high < rows:
+        raise VerificationError(f"{describe(node)}: its ids lie in {ids}, its table has {rows} rows; give the input that range")
+    columns = known[weight].along(1)
+    shape = [1] * (node.meta["val"].ndim - 1) + [-1]
+    return Bounds(columns.low.reshape(shape), columns.high.reshape(shape))
+
+
+def _bucketize(node: fx.Node, known: Known) -> Bounds:
+    boundaries, bits = _constant(node, "boundaries"), argument(node, "bits")
+    if bool((boundaries.diff() < 0).any()) or boundaries.numel() >= 1 << bits:
+        raise VerificationError(f"{describe(node)}: its {boundaries.numel()} boundaries are not sorted, or too many for {bits} bits")
+    return _at_ends(node, {"x": known[argument(node, "x")]})
+
+
+def _divide(node: fx.Node, known: Known) -> Bounds:
+    x, divisor, bits = known[argument(node, "x")].range, known[argument(node, "divisor")].range, argument(node, "fraction_bits")
+    if divisor.low < 1 or not 0 <= bits <= LARGEST_FRACTION:
+        raise VerificationError(
+            f"{describe(node)}: divisors lie in {divisor} with {bits} fraction bits; clamp them to 1 and use 0 to {LARGEST_FRACTION} bits"
+        )
+    ends = [(end << bits) // divisor.low for end in (x.low, x.high)] + [0]
+    # Half a step of rounding and 2^-27 of the quotient, as arithmetic.divide promises.
+    bounds = IntegerRange(min(ends) - 1 - (abs(min(ends)) >> 27), max(ends) + 1 + (max(ends) >> 27))
+    _require(node, _filled(node, bounds), _INT32, "the quotient", "use fewer fraction bits")
+    return _filled(node, bounds)
+
+
+def _argmax(node: fx.Node, known: Known) -> Bounds:
+    shape, dim = argument(node, "self").meta["val"].shape, argument(node, "dim")
+    if dim is None:
+        raise VerificationError(f"{describe(node)} runs over the whole batch; give it a dimension")
+    return _filled(node, IntegerRange(0, _largest(node, shape[dim]) - 1))
+
+
+def _mask(node: fx.Node, known: Known) -> Bounds:
+    return _filled(node, IntegerRange(0, 1))
+
+
+def _cast(node: fx.Node, known: Known) -> Bounds:
+    """Integers keep their values, which ``bounds_of`` proves to fit; to bool everything but 0 is 1."""
+    x = known[argument(node, "self")]
+    return _filled(node, IntegerRange(0, 1)) if node.meta["val"].dtype is torch.bool else x
+
+
+def _size(node: fx.Node, known: Known) -> Bounds:
+    """Sizes are no values; what they shape has its own rule."""
+    return Bounds(torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.int64))
 
 
 def _lookup(node: fx.Node, known: Known) -> Bounds:
@@ -354,11 +450,15 @@ def _sum(node: fx.Node, known: Known) -> Bounds:
     operand = argument(node, "x")
     x, sizes = known[operand].minus(argument(node, "zero_point")), operand.meta["val"].shape
     dims = [dim % len(sizes) for dim in argument(node, "dim")] or list(range(len(sizes)))
-    if any(isinstance(sizes[dim], torch.SymInt) for dim in dims):
-        raise VerificationError(f"{describe(node)} sums over the batch, so its sum has no bound; reduce over other dimensions")
-    whole = [int(sizes[dim]) if dim in dims else size for dim, size in enumerate(x.low.shape)]
-    keepdim = argument(node, "keepdim")
-    bounds = Bounds(x.low.expand(whole).sum(dims, keepdim), x.high.expand(whole).sum(dims, keepdim))
+    fixed = [dim for dim in dims if isinstance(sizes[dim], int)]
+    whole = [int(sizes[dim]) if dim in fixed else size for dim, size in enumerate(x.low.shape)]
+    fewest, most = 1, 1
+    for ends in (_sizes(node, sizes[dim]) for dim in dims if dim not in fixed):
+        fewest, most = fewest * ends[0], most * ends[1]
+    low, high = (end.expand(whole).sum(fixed, True) if fixed else end for end in (x.low, x.high))
+    bounds = Bounds(torch.minimum(low * fewest, low * most), torch.maximum(high * fewest, high * most))
+    if not argument(node, "keepdim"):
+        bounds = Bounds(bounds.low.squeeze(dims), bounds.high.squeeze(dims))
     _require(node, bounds, _INT32, "the sum", _SUM_ADVICE)
     return bounds
 
@@ -370,7 +470,9 @@ def _dilate(node: fx.Node, known: Known) -> Bounds:
 
 def _movement(node: fx.Node, known: Known) -> Bounds:
     """Every element of the result is one of an operand's (or the padding), so the op itself moves the intervals."""
-    operands = node.all_input_nodes
+    operands = _tensor_operands(node)
+    if len(operands) < len(node.all_input_nodes):  # a size among the arguments is known at run time only
+        return _united_operands(node, known)
     whole = [[1 if isinstance(size, torch.SymInt) else size for size in operand.meta["val"].shape] for operand in operands]
     uniform = all(known[operand].low.numel() == 1 for operand in operands) and node.target is not _aten.constant_pad_nd.default
     if uniform or any(torch.Size(sizes).numel() > _MOST_ELEMENTS for sizes in whole):
@@ -384,13 +486,18 @@ def _movement(node: fx.Node, known: Known) -> Bounds:
 
 
 def _united_operands(node: fx.Node, known: Known) -> Bounds:
-    union = known[node.all_input_nodes[0]].range
-    for operand in node.all_input_nodes[1:]:
+    first, *others = _tensor_operands(node)
+    union = known[first].range
+    for operand in others:
         union = union.union(known[operand].range)
     if node.target is _aten.constant_pad_nd.default:
         value = int(argument(node, "value"))
         union = union.union(IntegerRange(value, value))
     return _filled(node, union)
+
+
+def _tensor_operands(node: fx.Node) -> list[fx.Node]:
+    return [operand for operand in node.all_input_nodes if isinstance(operand.meta["val"], torch.Tensor)]
 
 
 def _executed(node: fx.Node, values: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor:
@@ -406,6 +513,10 @@ _RULES: dict[Callable[..., Any], Rule] = {
     _qc.matmul.default: _matmul,
     _qc.softmax.default: _softmax,
     _qc.normalize.default: _normalize,
+    _qc.nonlinear.default: _nonlinear,
+    _qc.embedding.default: _embedding,
+    _qc.bucketize.default: _bucketize,
+    _qc.divide.default: _divide,
     _qc.requantize.default: _requantize,
     _qc.add.default: _add,
     _qc.multiply.default: _multiply,
@@ -417,6 +528,10 @@ _RULES: dict[Callable[..., Any], Rule] = {
     _qc.adaptive_sum_pool2d.default: _adaptive_sum_pool,
     _qc.sum.default: _sum,
     _qc.dilate.default: _dilate,
+    _aten.argmax.default: _argmax,
+    _aten.to.dtype: _cast,
+    _aten.sym_size.int: _size,
+    **dict.fromkeys(INTEGER_COMPARISON_OPS | INTEGER_MASK_OPS, _mask),
     **dict.fromkeys(INTEGER_MOVEMENT_OPS, _movement),
 }
 
@@ -428,12 +543,20 @@ def _of_type(node: fx.Node, kind: IntegerType) -> Bounds:
     return _filled(node, IntegerRange(kind.low, kind.high))
 
 
-def _of_dtype(node: fx.Node) -> Bounds:
+def _of_input(node: fx.Node, declared: IntegerRange | None) -> Bounds:
+    """An input that is an integer on both sides: what its specification declares, else its type."""
     dtype = node.meta["val"].dtype
     if dtype.is_floating_point or dtype.is_complex:
         raise VerificationError(f"{describe(node)} is {dtype}: inputs of an integer program are integers, quantize outside of it")
+    return _filled(node, declared or dtype_range(dtype))
+
+
+def dtype_range(dtype: torch.dtype) -> IntegerRange:
+    """What a dtype holds; bool holds 0 and 1. The ends of int64 are those that sums and shifts of bounds can take."""
+    if dtype is torch.bool:
+        return IntegerRange(0, 1)
     limits = torch.iinfo(dtype)
-    return _filled(node, IntegerRange(limits.min, limits.max))
+    return IntegerRange(-_UNBOUNDED, _UNBOUNDED) if dtype is torch.int64 else IntegerRange(limits.min, limits.max)
 
 
 def _of_constant(node: fx.Node) -> Bounds:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
-from qcompiler.ir.float_ops import FLOAT_OPS
+from qcompiler.arithmetic import NORMALIZE_FORMS, SOFTMAX_FORMS
+from qcompiler.ir.float_ops import COMPARISON_OPS, FLOAT_OPS
 from qcompiler.ir.types import Stage
 
 Target = Callable[..., Any]
@@ -25,8 +26,13 @@ _FLOAT: Dtypes = frozenset({torch.float32})
 _BYTE: Dtypes = frozenset({torch.int8, torch.uint8})
 _INT8: Dtypes = frozenset({torch.int8})
 _INT32: Dtypes = frozenset({torch.int32})
+_INT16: Dtypes = frozenset({torch.uint8, torch.int8, torch.int16})
 _INTEGER: Dtypes = frozenset({torch.uint8, torch.int8, torch.int16, torch.int32})
-_ANY: Dtypes = _FLOAT | _INTEGER | {torch.int64, torch.bool}
+_BOOL: Dtypes = frozenset({torch.bool})
+_INT64: Dtypes = frozenset({torch.int64})
+_INDEX: Dtypes = _INTEGER | _INT64  # token ids as users have them
+_WHOLE: Dtypes = _INDEX | _BOOL
+_ANY: Dtypes = _FLOAT | _WHOLE
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,14 @@ INTEGER_MOVEMENT_OPS: frozenset[Target] = frozenset(
         _aten.unsqueeze.default,
         _aten.clone.default,
         _aten.flip.default,
+        _aten.unflatten.int,
     }
+)
+
+# A number with a tensor, and masks with masks: they give bool. ``to.dtype`` changes between integer types; its range is proven.
+INTEGER_COMPARISON_OPS = COMPARISON_OPS
+INTEGER_MASK_OPS: frozenset[Target] = frozenset(
+    {_aten.logical_not.default, _aten.logical_and.default, _aten.bitwise_and.Tensor, _aten.bitwise_or.Tensor}
 )
 
 _FACTOR = {"multiplier": _INT32, "pre_shift": _INT32, "shift": _INT32}
@@ -87,8 +100,8 @@ _FORMS: frozenset[object] = frozenset({"high", "narrow", "exact64"})
 
 _INTEGER_OPS: dict[Target, OpSpecification] = {
     _qc.convolution.default: OpSpecification({"x": _BYTE, "weight": _INT8, "bias": _INT32}, _INT32),
-    _qc.linear.default: OpSpecification({"x": _BYTE, "weight": _INT8, "bias": _INT32}, _INT32),
-    _qc.matmul.default: OpSpecification({"a": _BYTE, "b": _BYTE}, _INT32),
+    _qc.linear.default: OpSpecification({"x": _INT16, "weight": _INT8, "bias": _INT32}, _INT32),
+    _qc.matmul.default: OpSpecification({"a": _INT16, "b": _INT16}, _INT32),
     _qc.requantize.default: OpSpecification({"x": _INTEGER, **_FACTOR}, _INTEGER, {"form": _FORMS}),
     _qc.add.default: OpSpecification(
         {
@@ -103,8 +116,14 @@ _INTEGER_OPS: dict[Target, OpSpecification] = {
     ),
     _qc.multiply.default: OpSpecification({"a": _INTEGER, "b": _INTEGER}, _INT32),
     _qc.lookup.default: OpSpecification({"x": _BYTE, "table": _INTEGER}, _INTEGER),
-    _qc.softmax.default: OpSpecification({"x": _BYTE, "table": _INT32}, _INTEGER),
-    _qc.normalize.default: OpSpecification({"x": _INTEGER}, _INT32),
+    _qc.bucketize.default: OpSpecification({"x": _INTEGER, "boundaries": _INT32}, _INTEGER),
+    _qc.embedding.default: OpSpecification({"weight": _INT16, "ids": _INDEX}, _INT16),
+    _qc.nonlinear.default: OpSpecification({"x": _INTEGER}, _INT32),
+    _qc.softmax.default: OpSpecification(
+        {"x": _INTEGER, "table": _INT32, "mask": _BOOL}, _INTEGER, {"form": frozenset[object](SOFTMAX_FORMS)}
+    ),
+    _qc.normalize.default: OpSpecification({"x": _INTEGER}, _INT32, {"form": frozenset[object](NORMALIZE_FORMS)}),
+    _qc.divide.default: OpSpecification({"x": _INTEGER, "divisor": _INTEGER}, _INT32),
     _qc.clamp.default: OpSpecification({"x": _INTEGER}, _INTEGER),
     _qc.max_pool2d.default: OpSpecification({"x": _INTEGER}, _INTEGER),
     _qc.adaptive_max_pool2d.default: OpSpecification({"x": _INTEGER}, _INTEGER),
@@ -112,7 +131,12 @@ _INTEGER_OPS: dict[Target, OpSpecification] = {
     _qc.adaptive_sum_pool2d.default: OpSpecification({"x": _INTEGER}, _INT32),
     _qc.sum.default: OpSpecification({"x": _INTEGER}, _INT32),
     _qc.dilate.default: OpSpecification({"x": _INTEGER}, _INTEGER),
-    **_uniform(INTEGER_MOVEMENT_OPS, _INTEGER),
+    _aten.argmax.default: OpSpecification({"self": _INTEGER}, _INT64),
+    _aten.to.dtype: OpSpecification({"self": _WHOLE}, _WHOLE),
+    _aten.sym_size.int: OpSpecification({"self": _WHOLE}, frozenset()),
+    **{target: OpSpecification({"self": _WHOLE}, _BOOL) for target in INTEGER_COMPARISON_OPS},
+    **_uniform(INTEGER_MASK_OPS, _BOOL),
+    **_uniform(INTEGER_MOVEMENT_OPS, _WHOLE),
 }
 
 _FLOAT_OPS = _uniform(FLOAT_OPS, _ANY)
@@ -121,15 +145,18 @@ _QDQ_OPS: dict[Target, OpSpecification] = {
     **_FLOAT_OPS,
     _qc.quantize.default: OpSpecification({"x": _FLOAT}, _INTEGER),
     _qc.dequantize.default: OpSpecification({"x": _INTEGER}, _FLOAT),
+    _qc.encode.default: OpSpecification({"x": _FLOAT}, frozenset({torch.uint8})),
+    _qc.decode.default: OpSpecification({"codes": frozenset({torch.uint8})}, _FLOAT),
 }
 
 _FLOAT_ATTRIBUTES = (float, int, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
-_INTEGER_ATTRIBUTES = (int, bool, str, type(None))
+# A dtype is the target of ``to.dtype``, whose result has to be one of the row's; the others are its defaults.
+_INTEGER_ATTRIBUTES = (int, bool, str, type(None), torch.dtype, torch.memory_format)
 
 STAGES: dict[Stage, StageSpecification] = {
     Stage.FLOAT: StageSpecification(Stage.FLOAT, _FLOAT_OPS, _ANY, _FLOAT_ATTRIBUTES),
     Stage.QDQ: StageSpecification(Stage.QDQ, _QDQ_OPS, _ANY, _FLOAT_ATTRIBUTES),
-    Stage.INTEGER: StageSpecification(Stage.INTEGER, _INTEGER_OPS, _INTEGER, _INTEGER_ATTRIBUTES),
+    Stage.INTEGER: StageSpecification(Stage.INTEGER, _INTEGER_OPS, _WHOLE, _INTEGER_ATTRIBUTES),
 }
 
 

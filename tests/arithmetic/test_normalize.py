@@ -41,7 +41,7 @@ def normalize_unbounded(row: list[int], zero_point: int, epsilon: int, centre: b
 def test_equals_the_formula_on_unbounded_integers_and_fits_int32(row: list[int], zero_point: int, epsilon: int, centre: bool) -> None:
     expected = normalize_unbounded(row, zero_point, epsilon, centre)
     assert all(-(2**31) <= y < 2**31 for y in expected)
-    assert normalize(torch.tensor(row, dtype=torch.int32), zero_point, epsilon, centre).tolist() == expected
+    assert normalize(torch.tensor(row, dtype=torch.int32), zero_point, epsilon, centre, "newton").tolist() == expected
 
 
 @pytest.mark.parametrize(("length", "spread"), [(64, 3), (64, 1000), (192, 3000), (384, 30), (768, 5000)])
@@ -50,7 +50,9 @@ def test_close_to_the_real_function(length: int, spread: int, centre: bool) -> N
     generator = torch.Generator().manual_seed(length)
     x = (torch.randn(200, length, generator=generator) * spread).round().to(torch.int32)
     scale, epsilon = 0.01, 1e-5
-    result = normalize(x, 0, integer_epsilon(epsilon, scale, length, centre), centre) / 2**OUTPUT_FRACTION_BITS * math.sqrt(length)
+    result = (
+        normalize(x, 0, integer_epsilon(epsilon, scale, length, centre), centre, "newton") / 2**OUTPUT_FRACTION_BITS * math.sqrt(length)
+    )
     real = x.double() * scale
     centred = real - real.mean(-1, keepdim=True) if centre else real
     exact = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + epsilon)
@@ -66,7 +68,7 @@ def test_reciprocal_square_root_on_its_whole_interval() -> None:
 
 
 def test_constant_rows_give_zero_and_the_longest_row_fits() -> None:
-    assert normalize(torch.full((2, 64), 7), 3, 0, True).abs().max() == 0
+    assert normalize(torch.full((2, 64), 7), 3, 0, True, "newton").abs().max() == 0
     row = torch.zeros(MAXIMUM_ROW, dtype=torch.int16)
     row[0] = 32767
-    assert normalize(row, 0, 0, True).abs().max() <= 2**30
+    assert normalize(row, 0, 0, True, "newton").abs().max() <= 2**30

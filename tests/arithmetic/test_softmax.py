@@ -24,7 +24,7 @@ def softmax_of_unbounded_integers(row: list[int], table: list[int], bits: int) -
 def test_equals_the_formula_on_unbounded_integers(row: list[int], scale: float, bits: int) -> None:
     table = exponential_table(scale)
     expected = softmax_of_unbounded_integers(row, table.tolist(), bits)
-    assert softmax(torch.tensor(row, dtype=torch.int8), table, bits).tolist() == expected
+    assert softmax(torch.tensor(row, dtype=torch.int8), table, None, "table", [], bits).tolist() == expected
 
 
 @pytest.mark.parametrize("length", [1, 2, 17, 197, 4096])
@@ -32,7 +32,7 @@ def test_error_stays_close_to_half_a_step(length: int) -> None:
     x = torch.randint(0, 256, (64, length), dtype=torch.uint8, generator=torch.Generator().manual_seed(length))
     exact = torch.softmax(x.double() * 0.05, dim=-1) * 255
     # 1/2 from the last rounding, the rest from the 15-bit exponentials and the reciprocal
-    assert (softmax(x, exponential_table(0.05), 8) - exact).abs().max() < 0.54
+    assert (softmax(x, exponential_table(0.05), None, "table", [], 8) - exact).abs().max() < 0.54
 
 
 def test_longest_row_stays_in_int32() -> None:
@@ -40,7 +40,7 @@ def test_longest_row_stays_in_int32() -> None:
     total = int(table[0]) * MAXIMUM_ROW
     assert total < 2**31
     uniform = torch.zeros(MAXIMUM_ROW, dtype=torch.int8)
-    assert softmax(uniform, table, 16).tolist() == [1] * MAXIMUM_ROW
+    assert softmax(uniform, table, None, "table", [], 16).tolist() == [1] * MAXIMUM_ROW
 
 
 def test_reciprocal_over_its_whole_interval() -> None:
@@ -53,4 +53,4 @@ def test_reciprocal_over_its_whole_interval() -> None:
 def test_rows_are_independent_and_shift_invariant() -> None:
     table = exponential_table(0.2)
     x = torch.tensor([[3, -7, 20], [13, 3, 30]], dtype=torch.int8)
-    assert torch.equal(softmax(x, table, 8)[0], softmax(x, table, 8)[1])
+    assert torch.equal(softmax(x, table, None, "table", [], 8)[0], softmax(x, table, None, "table", [], 8)[1])

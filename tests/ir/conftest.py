@@ -110,12 +110,49 @@ class RandomProgram:
         return self.call(qc.matmul.default, x, turned, self.choice.randint(-5, 5), self.choice.randint(-5, 5))
 
     def softmax(self, x: fx.Node) -> fx.Node:
-        table = self.constant("table", arithmetic.exponential_table(self.choice.uniform(0.01, 0.5)))
-        return self.call(qc.softmax.default, self.to_bytes(x), table, self.choice.choice([4, 8]))
+        x, form = self.to_bytes(x), self.choice.choice(arithmetic.SOFTMAX_FORMS)
+        table, constants = arithmetic.softmax_parameters(form, self.choice.uniform(0.01, 0.5))
+        entries = self.constant("table", table) if table is not None else None
+        mask = self.mask(x) if self.choice.random() < 0.5 else None
+        return self.call(qc.softmax.default, x, entries, mask, form, constants, self.choice.choice([4, 8]))
+
+    def mask(self, x: fx.Node) -> fx.Node:
+        compare = self.choice.choice([aten.eq.Scalar, aten.ne.Scalar, aten.gt.Scalar, aten.ge.Scalar, aten.lt.Scalar, aten.le.Scalar])
+        first = self.call(compare, x, self.choice.randint(-20, 99))
+        second = self.call(aten.logical_not.default, self.call(aten.select.int, first, 1, 0))
+        second = self.call(aten.unsqueeze.default, second, 1)
+        combine = self.choice.choice([aten.logical_and.default, aten.bitwise_and.Tensor, aten.bitwise_or.Tensor])
+        return self.call(combine, first, second)
+
+    def masked(self, x: fx.Node) -> fx.Node:
+        x = self.to_bytes(x)
+        return self.call(qc.multiply.default, x, self.call(aten.to.dtype, self.mask(x), torch.uint8), 3, 0)
 
     def normalize(self, x: fx.Node) -> fx.Node:
-        epsilon = self.choice.choice([0, 100, 1 << 40])
-        return self.call(qc.normalize.default, self.to_bytes(x), self.choice.randint(-5, 99), epsilon, self.choice.random() < 0.5)
+        epsilon, form = self.choice.choice([0, 100, 1 << 40]), self.choice.choice(arithmetic.NORMALIZE_FORMS)
+        return self.call(qc.normalize.default, self.to_bytes(x), self.choice.randint(-5, 99), epsilon, self.choice.random() < 0.5, form)
+
+    def nonlinear(self, x: fx.Node) -> fx.Node:
+        functions = ("gelu", "silu", "sigmoid", "tanh", "exp", "erf")
+        forms = ("shift", "poly", "shift-gelu", "i-gelu", "i-exp")
+        pairs = [(function, form) for function in functions for form in forms if arithmetic.has_form(function, form)]
+        function, form = self.choice.choice(pairs)
+        constants, _ = arithmetic.nonlinear_parameters(function, form, self.choice.uniform(0.01, 0.1), 512)
+        return self.call(qc.nonlinear.default, self.to_bytes(x), self.choice.randint(-5, 99), function, form, constants)
+
+    def bucketize(self, x: fx.Node) -> fx.Node:
+        boundaries = self.integers((self.choice.randint(1, 15),), -100, 200, torch.int32).sort().values
+        return self.call(qc.bucketize.default, x, self.constant("boundaries", boundaries), self.choice.choice([4, 8]))
+
+    def divide(self, x: fx.Node) -> fx.Node:
+        divisor = self.call(qc.clamp.default, self.call(qc.sum.default, self.bucketize(x), [1], True, 0), 1, 1 << 20)
+        return self.call(qc.divide.default, self.to_bytes(x), divisor, self.choice.randint(0, 8))
+
+    def embedding(self, x: fx.Node) -> fx.Node:
+        rows = x.meta["val"].shape[1]
+        table = self.constant("embedding", self.integers((rows, self.choice.randint(1, 4)), -128, 127, torch.int8))
+        found = self.call(qc.embedding.default, table, self.call(aten.argmax.default, x, 1))
+        return self.call(aten.permute.default, found, [0, 3, 1, 2])
 
     def lookup(self, x: fx.Node) -> fx.Node:
         x = self.to_bytes(x)
@@ -149,6 +186,8 @@ class RandomProgram:
             lambda: self.call(aten.constant_pad_nd.default, x, [1, 0, 0, 2], self.choice.randint(0, 99)),
             lambda: self.call(aten.permute.default, x, [0, 1, 3, 2]),
             lambda: self.call(aten.transpose.int, x, 1, 2),
+            lambda: self.call(aten.unflatten.int, self.call(aten.flatten.using_ints, x, 2, 3), 2, [width, height]),
+            lambda: self.call(aten.reshape.default, x, [self.call(aten.sym_size.int, x, 0), channels, width, height]),
             lambda: self.call(aten.slice.Tensor, x, 1, 0, channels - 1) if channels > 1 else x,
             lambda: self.call(aten.unsqueeze.default, self.call(aten.select.int, x, 1, channels - 1), 1),
             lambda: self.call(aten.view.default, self.clamp(x), [-1, height, channels, width]),
@@ -168,7 +207,19 @@ class RandomProgram:
 
     def build(self, ops: int) -> Program:
         names = ["convolution", "add", "multiply", "lookup", "clamp", "max_pool2d", "sum_pool2d", "adaptive_sum_pool2d"]
-        names += ["adaptive_max_pool2d", "dilate", "matmul", "softmax", "normalize", *["movement"] * 4]
+        names += [
+            "adaptive_max_pool2d",
+            "dilate",
+            "matmul",
+            "softmax",
+            "normalize",
+            "masked",
+            "nonlinear",
+            "bucketize",
+            "divide",
+            "embedding",
+            *["movement"] * 4,
+        ]
         x = self.x
         for _ in range(ops):
             x = getattr(self, self.choice.choice(names))(x)

@@ -32,6 +32,16 @@ WEIGHT = integers(6, 2, 3, 3, dtype=torch.int8)
 BIAS = torch.arange(6, dtype=torch.int32)
 DYADIC = [p.reshape(4, 1, 1) for p in (torch.arange(4), torch.full((4,), 1 << 30), torch.full((4,), 9))]
 
+
+def softmax_of(x: Tensor, form: str, mask: Tensor | None = None) -> Tensor:
+    table, constants = arithmetic.softmax_parameters(form, 0.1)
+    return qc.softmax(x, table, mask, form, constants, 8)
+
+
+def nonlinear_of(x: Tensor, function: str, form: str) -> Tensor:
+    return qc.nonlinear(x, 3, function, form, arithmetic.nonlinear_parameters(function, form, 0.01, 1 << 15)[0])
+
+
 # Case: (input, function of the input).
 CASES: dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]] = {
     "quantize": (torch.rand(IMAGE), lambda x: qc.quantize(x, [0.1], [3], -1, 8, False)),
@@ -65,9 +75,23 @@ CASES: dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]] = {
     "lookup": (integers(*IMAGE), lambda x: qc.lookup(x, integers(256, dtype=torch.int8), 8, True)),
     "lookup-per-channel": (integers(*IMAGE), lambda x: qc.lookup(x, integers(4, 256, dtype=torch.int16), 16, True)),
     "matmul": (integers(*IMAGE), lambda x: qc.matmul(x, x.transpose(-2, -1), 3, 4)),
-    "softmax": (integers(*IMAGE), lambda x: qc.softmax(x, arithmetic.exponential_table(0.1), 8)),
-    "softmax-16": (integers(*IMAGE, dtype=torch.int8), lambda x: qc.softmax(x, arithmetic.exponential_table(0.1), 16)),
-    "normalize": (integers(*IMAGE, dtype=torch.int16), lambda x: qc.normalize(x, 3, 1000, True)),
+    "softmax": (integers(*IMAGE), lambda x: qc.softmax(x, arithmetic.exponential_table(0.1), None, "table", [], 8)),
+    "softmax-16": (integers(*IMAGE, dtype=torch.int8), lambda x: qc.softmax(x, arithmetic.exponential_table(0.1), None, "table", [], 16)),
+    "normalize": (integers(*IMAGE, dtype=torch.int16), lambda x: qc.normalize(x, 3, 1000, True, "newton")),
+    "softmax-masked": (integers(*IMAGE), lambda x: softmax_of(x, "shift", integers(9, 7) > 99)),
+    "softmax-poly": (integers(*IMAGE, dtype=torch.int16), lambda x: softmax_of(x, "poly")),
+    "softmax-shiftmax": (integers(*IMAGE), lambda x: softmax_of(x, "shiftmax")),
+    "softmax-i-softmax": (integers(*IMAGE), lambda x: softmax_of(x, "i-softmax")),
+    "normalize-i-layernorm": (integers(*IMAGE, dtype=torch.int16), lambda x: qc.normalize(x, 3, 0, True, "i-layernorm")),
+    "normalize-i-bert": (integers(*IMAGE, dtype=torch.int16), lambda x: qc.normalize(x, 3, 0, False, "i-bert")),
+    "nonlinear": (integers(*IMAGE, dtype=torch.int16), lambda x: nonlinear_of(x, "gelu", "shift")),
+    "nonlinear-shift-gelu": (integers(*IMAGE), lambda x: nonlinear_of(x, "gelu", "shift-gelu")),
+    "nonlinear-i-exp": (integers(*IMAGE), lambda x: nonlinear_of(x, "exp", "i-exp")),
+    "bucketize": (integers(*IMAGE), lambda x: qc.bucketize(x, torch.tensor([5, 5, 200], dtype=torch.int32), 4)),
+    "embedding": (integers(3, 8), lambda x: qc.embedding(integers(256, 6, dtype=torch.int8), x)),
+    "divide": (integers(*IMAGE), lambda x: qc.divide(x, torch.arange(1, 10, dtype=torch.int32)[:, None], 4)),
+    "encode": (torch.rand(IMAGE), lambda x: qc.encode(x, [0.1, 0.4, 0.5])),
+    "decode": (integers(*IMAGE), lambda x: qc.decode(x, [float(level) for level in range(256)])),
     "clamp": (integers(*IMAGE), lambda x: qc.clamp(x, 10, 300)),
     "max_pool2d": (integers(*IMAGE), lambda x: qc.max_pool2d(x, [3, 2], [2, 1], [1, 0, 0, 1], [1, 2])),
     "sum_pool2d": (integers(*IMAGE), lambda x: qc.sum_pool2d(x, [3, 2], [2, 3], [1, 0, 0, 1], 9)),

@@ -14,7 +14,7 @@ from qcompiler.ir.types import Stage
 def test_no_float_anywhere_at_integer() -> None:
     stage = STAGES[Stage.INTEGER]
     dtypes = {dtype for row in stage.ops.values() for kinds in (row.results, *row.operands.values()) for dtype in kinds} | stage.dtypes
-    assert dtypes == {torch.int8, torch.uint8, torch.int16, torch.int32}
+    assert dtypes == {torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool}
     assert float not in stage.attributes and not any(issubclass(float, kind) for kind in stage.attributes)
 
 
