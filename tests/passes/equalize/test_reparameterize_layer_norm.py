@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qcompiler.calibration.statistics import Observation
+from qcompiler.capture import capture
+from qcompiler.errors import CalibrationError
+from qcompiler.passes.equalize.reparameterize_layer_norm import ReparameterizeLayerNorm
+from qcompiler.pipeline.contract import PassContext
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
+
+
+def quantized(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    return ((x / scale).round() + zero_point).clamp(0, (1 << bits) - 1)
+
+
+@pytest.mark.parametrize("outliers", ["none", "mad"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_one_scale_gives_the_integers_of_many(bits: int, outliers: str) -> None:
+    """The point of the method: x' with (S, Z) has the integers of x with a scale and zero point for each channel."""
+    torch.manual_seed(0)
+    x = torch.randn(200, 6, dtype=torch.float64) * torch.tensor([0.01, 0.1, 1, 1, 10, 100]) + torch.tensor([1.0, 0, 3, -2, 0, 50])
+    seen = Observation(tuple(x.amin(0).tolist()), tuple(x.amax(0).tolist()), -1)
+    ratio, shift = ReparameterizeLayerNorm(bits=bits, outliers=outliers).ratio_and_shift(seen)
+    scales = (x.amax(0) - x.amin(0)) / ((1 << bits) - 1)
+    changed = (x - shift) / ratio
+    common = torch.median(scales) if outliers == "mad" else scales.mean()
+    assert torch.allclose(scales / ratio, common)
+    zero_point = torch.round(-changed.amin() / common)
+    # A zero point of a channel is a real number here; its integers are counted from the channel's least value.
+    want = ((x - x.amin(0)) / scales).round()
+    assert torch.equal(quantized(changed, common, zero_point, bits), want)
+    assert torch.allclose(changed.amin(0), changed.amin(0)[0].expand(6)) and torch.allclose(changed.amax(0), changed.amax(0)[0].expand(6))
+
+
+def test_a_channel_that_never_changes_is_not_blown_up() -> None:
+    seen = Observation((0.0, 1.0, -1.0), (1.0, 1.0, 1.0), -1)
+    ratio, shift = ReparameterizeLayerNorm().ratio_and_shift(seen)
+    assert float(ratio.min()) >= 1e-5 and bool(torch.isfinite(shift).all())
+
+
+def test_no_channel_ever_changes() -> None:
+    ratio, shift = ReparameterizeLayerNorm().ratio_and_shift(Observation((1.0, 2.0), (1.0, 2.0), -1))
+    assert ratio.tolist() == [1.0, 1.0] and shift.tolist() == [0.0, 0.0]
+
+
+def test_dual_clipping_gains_where_single_values_stand_out(apply: Callable, feed_forward: Callable) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(512, 16)
+    x[0, :8] *= 12.0  # a token far from the others in half of the channels
+    model = feed_forward(nn.LayerNorm(16))
+    plain, clipped = (apply(ReparameterizeLayerNorm(bits=4, clip=clip), model, x) for clip in ("none", "dual"))
+    assert clipped.difference < 1e-5
+    ranges = [float(ReparameterizeLayerNorm(bits=4).bits) for _ in (plain, clipped)]
+    assert ranges[0] == ranges[1]
+
+
+def test_the_head_reads_one_token(apply: Callable) -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(x)[:, 0])
+
+    done = apply(ReparameterizeLayerNorm(), Head(), torch.randn(4, 5, 8))
+    assert done.difference < 1e-5
+    assert "into 'linear': scales of channels were" in done.notes
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_norm_without_weights_gets_them(affine: bool, apply: Callable, feed_forward: Callable) -> None:
+    done = apply(ReparameterizeLayerNorm(), feed_forward(nn.LayerNorm(16, elementwise_affine=affine)), torch.randn(9, 16))
+    assert done.difference < 1e-5 and done.result.modified
+
+
+def test_computed_weights_are_no_candidate(apply: Callable) -> None:
+    class Adaptive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.out = nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(nn.functional.layer_norm(x, (8,)) * self.linear(x))
+
+    done = apply(ReparameterizeLayerNorm(), Adaptive(), torch.randn(4, 8))
+    assert "left alone: 'linear_1' reads it through an op that a shift does not pass" in done.notes
+
+
+def test_options() -> None:
+    with pytest.raises(CalibrationError, match="bits must be 2..8, got 9"):
+        ReparameterizeLayerNorm(bits=9)
+
+
+class Golden(nn.Module):
+    """Powers of two, so that the text is the same on every machine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(4), nn.Linear(4, 3), nn.Linear(4, 2, bias=False)
+        with torch.no_grad():
+            for layer in (self.first, self.second):
+                layer.weight.copy_(torch.arange(layer.weight.numel()).reshape(layer.weight.shape) - 4)
+            self.first.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return torch.cat([self.first(y), self.second(y)], -1)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_golden_text(when: str) -> None:
+    program = capture(Golden().eval(), torch.zeros(2, 4))
+    if when == "after":
+        seen = Observation((-1.0, -2.0, -1.0, 0.0), (1.0, 2.0, 1.0, 8.0), -1)
+        program = ReparameterizeLayerNorm(bits=2).run(program, PassContext({"layer_norm": seen})).program
+    assert program.text() == (GOLDEN / f"reparameterize-{when}.txt").read_text()
