@@ -21,7 +21,7 @@ class LongTailed(nn.Module):
         with torch.no_grad():
             self.norm.weight.fill_(0.02)
             self.norm.weight[0] = 2.0
-            self.norm.bias.copy_(torch.where(torch.arange(32) == 0, 0.0, 0.2))
+            self.norm.bias.copy_(torch.where(torch.arange(32) == 0, 0.0, 0.36))
             self.linear.weight[:, 0] *= 0.02
 
     def forward(self, x: Tensor) -> Tensor:
