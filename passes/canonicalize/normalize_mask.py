@@ -10,6 +10,7 @@ With x an integer or boolean value, n a number, a and b booleans:
     6. masked_fill(x, mask, constant of one element) = masked_fill(x, mask, n)
     7. conversions in any spelling = to.dtype
     8. masked_fill(x, constant of nothing but False, n) = x
+    9. not expand(a) = expand(not a), likewise for other movement
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ _LOGIC: Mapping[object, edit.Target] = {
 }
 # The constant that changes nothing.
 _NEUTRAL: Mapping[object, bool] = {_aten.bitwise_and.Tensor: True, _aten.bitwise_or.Tensor: False}
+_MOVES = frozenset(
+    {_aten.expand.default, _aten.unsqueeze.default, _aten.reshape.default, _aten.unflatten.int, _aten.slice.Tensor, _aten.permute.default}
+)
 _CONVERSIONS = frozenset({_aten.to.dtype_layout, _aten.to.device, _aten.type_as.default, _aten._to_copy.default})
 
 
@@ -135,6 +139,18 @@ def _negated(site: Site, node: fx.Node) -> fx.Node:
     if edit.is_call(inner, _aten.logical_not.default):
         return inner.args[0]  # type: ignore[return-value]  # works on a tensor
     return site.call(_OPPOSITE[inner.target], *inner.args)
+
+
+def _negates_movement(node: fx.Node) -> bool:
+    moved = node.args[0] if edit.is_call(node, _aten.logical_not.default) else None
+    return isinstance(moved, fx.Node) and moved.target in _MOVES and _dtype(moved) == torch.bool
+
+
+def _move_negation(site: Site, node: fx.Node) -> fx.Node:
+    moved = node.args[0]
+    assert isinstance(moved, fx.Node)  # _negates_movement saw it
+    negated = site.call(_aten.logical_not.default, moved.args[0])
+    return site.call(moved.target, negated, *moved.args[1:], **moved.kwargs)  # type: ignore[arg-type]  # an op overload
 
 
 def _is_logic(node: fx.Node) -> bool:
@@ -220,6 +236,7 @@ _CASES: tuple[tuple[Callable[[fx.Node], bool], Callable[[Site, fx.Node], fx.Node
     (_is_comparison_with_constant, _compare_with_number),
     (_is_conversion_to_bool, _to_bool),
     (_is_simple_negation, _negated),
+    (_negates_movement, _move_negation),
     (_is_logic, _as_bitwise),
     (_has_neutral, _without_neutral),
     (_fills_with_tensor, _fill_with_number),

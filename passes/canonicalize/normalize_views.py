@@ -73,6 +73,8 @@ _SPLITS = frozenset(
         _aten.unbind.int,
     }
 )
+# The end of a slice that takes all that there is, as torch.export writes it.
+_LARGEST = (1 << 63) - 1
 _UPSAMPLES = frozenset({_aten.upsample_nearest1d.vec, _aten.upsample_nearest2d.vec})
 
 
@@ -144,24 +146,22 @@ def _permute(site: Site, node: fx.Node) -> fx.Node:
 
 
 def _is_canonical_slice(node: fx.Node) -> bool:
-    # A slice of the whole batch is an identity, with no number to say where it ends.
-    return tuple(node.args[1:]) == _slice_numbers(node) or not isinstance(_sliced_size(node), int)
+    return not node.kwargs and tuple(node.args[1:]) == _slice_arguments(node)
 
 
-def _sliced_size(node: fx.Node) -> int | torch.SymInt:
-    return node.args[0].meta["val"].shape[edit.argument(node, "dim")]  # type: ignore[union-attr,no-any-return]  # a tensor's node
-
-
-def _slice_numbers(node: fx.Node) -> tuple[int, ...]:
-    rank, size = node.meta["val"].ndim, _sliced_size(node)
-    if not isinstance(size, int):
-        return ()
-    bounds = slice(edit.argument(node, "start"), edit.argument(node, "end"), edit.argument(node, "step"))
-    return (edit.argument(node, "dim") % rank, *bounds.indices(size))
+def _slice_arguments(node: fx.Node) -> tuple[object, ...]:
+    """dim, start, end and step; as they are, but for defaults, where a bound or the size is known at run time only."""
+    dim = edit.argument(node, "dim") % node.meta["val"].ndim
+    start, end, step = (edit.argument(node, name) for name in ("start", "end", "step"))
+    size = node.args[0].meta["val"].shape[dim]  # type: ignore[union-attr]  # a tensor's node
+    if isinstance(size, int) and not any(isinstance(bound, fx.Node) for bound in (start, end)):
+        return (dim, *slice(start, end, step).indices(size))
+    # A slice of the whole is an identity, so that the largest number need not be written otherwise.
+    return (dim, 0 if start is None else start, _LARGEST if end is None else end, step)
 
 
 def _slice(site: Site, node: fx.Node) -> fx.Node:
-    return site.call(_aten.slice.Tensor, node.args[0], *_slice_numbers(node))
+    return site.call(_aten.slice.Tensor, node.args[0], *_slice_arguments(node))
 
 
 def _part(site: Site, node: fx.Node, source: Any, dim: int, start: int, length: int) -> fx.Node:

@@ -59,13 +59,21 @@ def _positions(node: fx.Node) -> list[int] | None:
 
 def _counts(index: fx.Node) -> str | None:
     """n, as text, of an index that holds 0, 1, …, n - 1 along one dimension."""
-    while index.target in _KEEPS_COUNT or (edit.is_call(index, _aten.add.Tensor, _aten.add.Scalar) and index.args[1] == 0):
+    while _keeps_count(index):
         index = index.args[0]  # type: ignore[assignment]  # these work on a tensor
     if edit.is_call(index, _aten.arange.default):
         return str(index.meta["val"].shape[0])
     constant = edit.constant_value(index)
     count = constant.numel() if constant is not None else 0
     return str(count) if constant is not None and torch.equal(constant.flatten(), torch.arange(count)) else None
+
+
+def _keeps_count(node: fx.Node) -> bool:
+    if edit.is_call(node, _aten.add.Tensor, _aten.add.Scalar):
+        return node.args[1] == 0
+    if edit.is_call(node, _aten.slice.Tensor):
+        return str(node.meta["val"].shape) == str(node.args[0].meta["val"].shape)  # type: ignore[union-attr]  # works on a tensor
+    return node.target in _KEEPS_COUNT
 
 
 def _long_dimension(index: fx.Node) -> int:

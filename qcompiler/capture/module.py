@@ -61,12 +61,18 @@ def _shapes(traced: Tensors, dynamic_batch: bool, dynamic: Resolved) -> Any:
 
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """``model.eval()`` for the time of the block; afterwards each submodule has the mode that it had before."""
+    """``model.eval()`` for the time of the block; afterwards each submodule has the mode that it had before.
+
+    ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention`` call one fused op in evaluation mode: it is off, for the ops it is made of.
+    """
     modes = {module: module.training for module in model.modules()}
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in modes.items():
             module.training = training
 
