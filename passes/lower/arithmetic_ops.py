@@ -1,22 +1,27 @@
-"""Sums and products of two values, concatenation.
+"""Sums, products and quotients of two values, multiples of one, concatenation.
 
-``a - b`` is ``a + (-b)``: the 8-bit integers of b are negated by a table, ``q -> (low + high) - q``, which is exact with the zero point
-negated likewise, so that the sum needs no signed multipliers.
+``a - b`` is ``a + (-b)``: 8-bit integers of b are negated by a table, ``q -> (low + high) - q``, which is exact with the zero point
+negated likewise; wider ones by a negative multiplier of the sum.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import fx
 
 from qcompiler import arithmetic
 from qcompiler.errors import VerificationError
+from qcompiler.ir import edit, elementwise
 from qcompiler.ir.edit import argument
 from qcompiler.ir.provenance import describe
-from qcompiler.ir.types import QuantizedType
+from qcompiler.ir.types import INT32, QuantizedType
 from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Unrounded, Value, unsupported
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
+
+_BYTE = 8
 
 
 def add(lowering: Lowering, node: fx.Node) -> Value:
@@ -30,10 +35,37 @@ def subtract(lowering: Lowering, node: fx.Node) -> Value:
 
 
 def multiply(lowering: Lowering, node: fx.Node) -> Value:
-    """``s_a (q_a - z_a) * s_b (q_b - z_b)``: an exact int32 product of scale ``s_a s_b``."""
-    a, b = (lowering.activation(operand) for operand in node.args[:2])
+    """``s_a (q_a - z_a) * s_b (q_b - z_b)``: an exact int32 product of scale ``s_a s_b``. By a positive number: a change of scale."""
+    if not isinstance(node.args[1], fx.Node):
+        return scaled(lowering, node, float(node.args[1]))  # type: ignore[arg-type]  # a number
+    a, b = (lowering.activation(operand, bits=16) for operand in node.args[:2])
     product = lowering.call(_qc.multiply.default, a.node, b.node, a.zero_point, b.zero_point, name=f"{node.name}_accumulator")
-    return lowering.accumulator(product, a.scale.reshape(()) * b.scale.reshape(()))
+    return lowering.accumulator(product, a.scale * b.scale)
+
+
+def divide(lowering: Lowering, node: fx.Node) -> Value:
+    """By a positive number: a change of scale. By a count of tokens, at least 1: ``qc.divide`` with all fraction bits that int32 has."""
+    if not isinstance(node.args[1], fx.Node):
+        return scaled(lowering, node, 1.0 / float(node.args[1]))  # type: ignore[arg-type]  # a number
+    x, count = lowering.activation(node.args[0], bits=32), _count(lowering, node)
+    if x.zero_point != 0:
+        raise unsupported(node, "its dividend has a zero point", "quantize it symmetrically")
+    name = f"{node.name}_accumulator"
+    bits = 30 - int(lowering.magnitude(x).max()).bit_length()
+    quotient = lowering.call(_qc.divide.default, x.node, count, max(bits, 0), name=name)
+    return lowering.accumulator(quotient, x.scale * 2.0 ** -max(bits, 0))
+
+
+def scaled(lowering: Lowering, node: fx.Node, factor: float) -> Value:
+    """The same integers, or the same waiting computation, at another scale."""
+    value = lowering.values.get(node.args[0])  # type: ignore[arg-type]  # the op's tensor
+    return value.scaled(factor) if isinstance(value, Unrounded) else lowering.integers(node.args[0]).scaled(factor)
+
+
+def is_scaling(node: fx.Node) -> bool:
+    """Whether the node multiplies or divides one tensor by a positive number."""
+    number = node.args[1] if node.target in (_aten.mul.Tensor, _aten.div.Tensor) else None
+    return isinstance(number, int | float) and 0 < number < float("inf")
 
 
 def concatenate(lowering: Lowering, node: fx.Node) -> Value:
@@ -57,6 +89,7 @@ LOWERINGS: dict[object, LoweringFunction] = {
     _aten.add.Tensor: add,
     _aten.sub.Tensor: subtract,
     _aten.mul.Tensor: multiply,
+    _aten.div.Tensor: divide,
     _aten.cat.default: concatenate,
 }
 
@@ -67,46 +100,49 @@ def _sum(lowering: Lowering, node: fx.Node, sign: float) -> Value:
     weight = sign * float(argument(node, "alpha"))
     if weight == 0:
         raise unsupported(node, "alpha is 0", "leave the second operand out")
-    b = _scaled(lowering, node, b, weight)
+    b, sign_b = _multiple(lowering, node, b, weight)
+    operands = [(a, 1), (b, sign_b)]
     if b.is_accumulator and not a.is_accumulator:
-        a, b = b, a
+        operands.reverse()
 
     def rounding(quantized: QuantizedType, low: int, high: int) -> fx.Node:
-        factor_a, factor_b = a.scale / quantized.scale[0], b.scale / quantized.scale[0]
-        try:
-            dyadic = arithmetic.choose_residual(factor_a, lowering.magnitude(a), factor_b, lowering.magnitude(b))
-        except VerificationError as error:
-            raise VerificationError(f"{describe(node)}: {error}") from error
-        names = ("pre_shift_a", "multiplier_a", "pre_shift_b", "multiplier_b")
-        parameters = [lowering.constant(f"{node.name}_{name}", getattr(dyadic, name)) for name in names]
-        zero_points = (a.zero_point, b.zero_point, quantized.zero_point[0])
-        integer = quantized.integer
-        return lowering.call(
-            _qc.add.default,
-            a.node,
-            b.node,
-            *parameters,
-            dyadic.shift,
-            *zero_points,
-            low,
-            high,
-            integer.bits,
-            integer.signed,
-            name=f"{node.name}_requantized",
-        )
+        return _add(lowering, node, operands, quantized, (low, high))
 
     return Unrounded(rounding)
 
 
-def _scaled(lowering: Lowering, node: fx.Node, value: IntegerValue, weight: float) -> IntegerValue:
-    """``weight`` times the value, by its scale alone, and negated if need be."""
-    scaled = IntegerValue(value.node, value.scale * abs(weight), value.zero_point, value.integer)
-    return scaled if weight > 0 else _negated(lowering, node, scaled)
+def _add(
+    lowering: Lowering, node: fx.Node, operands: Sequence[tuple[IntegerValue, int]], quantized: QuantizedType, limits: tuple[int, int]
+) -> fx.Node:
+    """``qc.add`` of two values, each with the sign that its multiplier gets."""
+    (a, sign_a), (b, sign_b) = operands
+    factor_a, factor_b = a.scale / quantized.scale[0], b.scale / quantized.scale[0]
+    try:
+        dyadic = arithmetic.choose_residual(factor_a, lowering.magnitude(a), factor_b, lowering.magnitude(b))
+    except VerificationError as error:
+        raise VerificationError(f"{describe(node)}: {error}") from error
+    values = {
+        "pre_shift_a": dyadic.pre_shift_a,
+        "multiplier_a": sign_a * dyadic.multiplier_a,
+        "pre_shift_b": dyadic.pre_shift_b,
+        "multiplier_b": sign_b * dyadic.multiplier_b,
+    }
+    parameters = [lowering.constant(f"{node.name}_{name}", value) for name, value in values.items()]
+    zero_points = (a.zero_point, b.zero_point, quantized.zero_point[0])
+    integer = quantized.integer
+    arguments = (a.node, b.node, *parameters, dyadic.shift, *zero_points, *limits, integer.bits, integer.signed)
+    return lowering.call(_qc.add.default, *arguments, name=f"{node.name}_requantized")
+
+
+def _multiple(lowering: Lowering, node: fx.Node, value: IntegerValue, weight: float) -> tuple[IntegerValue, int]:
+    """``weight`` times the value, by its scale alone; a negative one by a table, or as the sign of the multiplier."""
+    multiple = value.scaled(abs(weight))
+    if weight > 0:
+        return multiple, 1
+    return (multiple, -1) if value.integer.bits > _BYTE else (_negated(lowering, node, multiple), 1)
 
 
 def _negated(lowering: Lowering, node: fx.Node, value: IntegerValue) -> IntegerValue:
-    if value.integer.bits > 8:
-        raise unsupported(node, f"it subtracts {value.integer} integers", "quantize the second operand to 8 bits")
     limits = torch.iinfo(value.integer.dtype)
     ends = value.integer.low + value.integer.high
     mirrored = ends - torch.arange(limits.min, limits.max + 1)
@@ -115,3 +151,16 @@ def _negated(lowering: Lowering, node: fx.Node, value: IntegerValue) -> IntegerV
     zero_point = ends - value.zero_point
     negated.meta["quantized"] = QuantizedType(value.integer, (float(value.scale),), (zero_point,))
     return IntegerValue(negated, value.scale, zero_point, value.integer)
+
+
+def _count(lowering: Lowering, node: fx.Node) -> fx.Node:
+    """The whole numbers that a quotient divides by, int32 and 1 at least: a bound from below is how models avoid to divide by 0."""
+    divisor = node.args[1]
+    while edit.is_call(divisor, *elementwise.CLAMPS):
+        divisor = divisor.args[0]  # type: ignore[union-attr]  # a call is a node
+    count = lowering.activation(divisor, bits=32)
+    if float(count.scale) != 1.0 or count.zero_point != 0:
+        raise unsupported(node, "it divides by a value that is no whole number", "multiply by a constant, or divide by a sum of a mask")
+    if lowering.bounds_of(count.node).range.low >= 1:
+        return count.node
+    return lowering.call(_qc.clamp.default, count.node, 1, INT32.high, name=f"{node.name}_count")

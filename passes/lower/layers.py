@@ -62,7 +62,7 @@ def transposed_convolution(lowering: Lowering, node: fx.Node) -> Value:
     scale = _accumulator_scale(x, weight, flipped.shape[0])
     bias = _folded_bias(lowering, node, x, flipped, scale)
     dilated = lowering.call(_qc.dilate.default, x.node, list(argument(node, "stride")), x.zero_point, name=f"{node.name}_dilated")
-    dilated.meta["quantized"] = x.node.meta["quantized"]
+    dilated.meta["quantized"] = x.quantized
     weight_node = lowering.constant(f"{node.name}_weight_flipped", flipped)
     accumulator = lowering.call(
         _qc.convolution.default,
@@ -80,8 +80,8 @@ def transposed_convolution(lowering: Lowering, node: fx.Node) -> Value:
 
 
 def linear(lowering: Lowering, node: fx.Node) -> Value:
-    """Over the last dimension of any number of them."""
-    x = lowering.activation(argument(node, "input"))
+    """Over the last dimension of any number of them; of 16-bit integers too, which stand for few levels (``qc.decode``)."""
+    x = lowering.activation(argument(node, "input"), bits=16)
     weight, integers = _weight(lowering, node)
     scale = _accumulator_scale(x, weight, integers.shape[0])
     bias = _folded_bias(lowering, node, x, integers, scale)

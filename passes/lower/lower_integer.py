@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,12 +13,12 @@ from qcompiler.errors import UnknownNameError, UnsupportedOpError
 from qcompiler.ir import edit, elementwise, ranges
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.provenance import describe
-from qcompiler.ir.types import IntegerType, QuantizedType, Stage
-from qcompiler.passes.lower import activations, arithmetic_ops, attention, layers, movement, pooling
-from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Unrounded, Value
+from qcompiler.ir.types import IntegerRange, IntegerType, QuantizedType, Stage
+from qcompiler.passes.lower import activations, arithmetic_ops, attention, codes, islands, layers, movement, pooling, tokens
+from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Real, Unrounded, Value
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult, Promise
 
-_qc = torch.ops.qc
+_aten, _qc = torch.ops.aten, torch.ops.qc
 
 LOWERINGS: Mapping[object, LoweringFunction] = {
     **layers.LOWERINGS,
@@ -27,6 +27,8 @@ LOWERINGS: Mapping[object, LoweringFunction] = {
     **attention.LOWERINGS,
     **pooling.LOWERINGS,
     **movement.LOWERINGS,
+    **tokens.LOWERINGS,
+    **codes.LOWERINGS,
 }
 
 REQUANTIZE_OPTIONS = ("auto", "high", "narrow", "exact64")
@@ -43,6 +45,8 @@ class LowerInteger(Pass):
         requantize: form of the requantizations; ``auto`` takes ``narrow`` where its proven error is within ``narrow_tolerance``
             of the ideal 1/2 of an output step in every channel, else ``high``.
         narrow_tolerance: see above, in output steps.
+        allow_float: full names of ops ("aten.sin.default") that stay in float: islands between a dequantize and a quantize, which the
+            notes list. Those that ``quantize`` left in float for this reason are known.
 
     A layer with weights whose result is an output of the program stays in int32, with one scale for each channel.
     """
@@ -54,6 +58,7 @@ class LowerInteger(Pass):
 
     requantize: str = "auto"
     narrow_tolerance: float = 0.02
+    allow_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.requantize not in REQUANTIZE_OPTIONS:
@@ -62,17 +67,41 @@ class LowerInteger(Pass):
     def run(self, program: Program, context: PassContext) -> PassResult:
         result = edit.copy(program)
         lowering = Lowering(result.graph_module, self.requantize, self.narrow_tolerance)
+        _declare_inputs(result, lowering)
+        allowed = frozenset(node for node in result.graph.nodes if node.name in program.islands or str(node.target) in self.allow_float)
         for node in list(result.graph.nodes):
             if node.op == "call_function":
                 lowering.node = node
-                lowering.values[node] = _lower(lowering, node)
+                _visit(lowering, node, allowed)
         inputs = _input_specs(result)
         outputs = _connect_outputs(result, lowering)
         edit.erase_dead(result)
-        result = result.replace(stage=Stage.INTEGER, inputs=inputs, outputs=outputs)
+        result = result.replace(stage=Stage.INTEGER, inputs=inputs, outputs=outputs, islands=tuple(lowering.islands))
         ranges.annotate(result)
-        forms = ", ".join(f"{count} {form}" for form, count in sorted(lowering.forms.items()))
-        return PassResult(result, modified=True, notes=(f"requantizations: {forms or 'none'}",))
+        return PassResult(result, modified=True, notes=tuple(_notes(lowering, result)))
+
+
+def _visit(lowering: Lowering, node: fx.Node, allowed: frozenset[fx.Node]) -> None:
+    """Lower a call, or leave it where it works on integers already."""
+    if node.target is _aten.argmax.default:
+        tokens.position_of_maximum(lowering, node)
+    elif node in allowed:
+        lowering.values[node] = islands.island(lowering, node)
+        return
+    elif _is_lowered(node):
+        lowering.values[node] = _lower(lowering, node)
+        return
+    if isinstance(node.meta["val"], torch.Tensor):
+        for operand in node.all_input_nodes:
+            if operand.op == "get_attr":
+                lowering.bounds_of(operand)
+        lowering.bounds_of(node)
+
+
+def _is_lowered(node: fx.Node) -> bool:
+    """Whether a float goes in or comes out."""
+    values = [node.meta["val"], *(operand.meta.get("val") for operand in node.all_input_nodes)]
+    return any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in values)
 
 
 def _lower(lowering: Lowering, node: fx.Node) -> Value:
@@ -80,12 +109,13 @@ def _lower(lowering: Lowering, node: fx.Node) -> Value:
         return _quantize(lowering, node)
     if node.target is _qc.dequantize.default:
         return _dequantize(lowering, node)
-    if elementwise.is_function(node):
+    if elementwise.is_function(node) and not arithmetic_ops.is_scaling(node):
         return activations.function(lowering, node)
     lower = LOWERINGS.get(node.target)
     if lower is None:
         raise UnsupportedOpError(
-            f"{describe(node)} has no integer form: replace it by supported ops in the model, or compute it after the program"
+            f"{describe(node)} has no integer form: replace it by supported ops in the model, compute it after the program, or let it "
+            f"stay in float with allow_float=('{node.target}',)"
         )
     return lower(lowering, node)
 
@@ -97,18 +127,19 @@ def _quantize(lowering: Lowering, node: fx.Node) -> IntegerValue:
     if source.op == "placeholder":
         return _integer_input(lowering, source, quantized)
     value = lowering.values.get(source)
+    if isinstance(value, Real):
+        return islands.quantize(lowering, value, quantized)
     if isinstance(value, Unrounded):
         return lowering.rounded(value.round(quantized), quantized)
     return lowering.rounded(lowering.converted(lowering.integers(source), quantized), quantized)
 
 
 def _integer_input(lowering: Lowering, node: fx.Node, quantized: QuantizedType) -> IntegerValue:
-    if node not in lowering.bounds:
+    if "quantized" not in node.meta:
         value = node.meta["val"]
         node.meta["val"] = value.new_empty(value.shape, dtype=quantized.integer.dtype)
         node.meta["quantized"] = quantized
-        shape = [1] * node.meta["val"].ndim
-        lowering.bounds[node] = ranges.Bounds(torch.full(shape, quantized.integer.low), torch.full(shape, quantized.integer.high))
+        lowering.bounds[node] = _filled(node, IntegerRange(quantized.integer.low, quantized.integer.high))
     value = lowering.rounded(node, node.meta["quantized"])
     return lowering.rounded(lowering.converted(value, quantized), quantized)
 
@@ -134,12 +165,27 @@ def _type_of(node: fx.Node) -> QuantizedType:
     return QuantizedType(IntegerType(bits, signed), tuple(scale), tuple(zero_point), None if axis < 0 else axis)  # type: ignore[arg-type,operator]
 
 
+def _declare_inputs(program: Program, lowering: Lowering) -> None:
+    """Bounds of the integers that the user gives; what was noted of other inputs at QDQ is decided anew."""
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    for node, spec in zip(placeholders, program.inputs, strict=True):
+        node.meta.pop("quantized", None)
+        if not node.meta["val"].is_floating_point():
+            lowering.bounds[node] = _filled(node, spec.range or _range_of(node.meta["val"].dtype))
+
+
+def _range_of(dtype: torch.dtype) -> IntegerRange:
+    return IntegerRange(0, 1) if dtype is torch.bool else IntegerRange(torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+
+
+def _filled(node: fx.Node, interval: IntegerRange) -> ranges.Bounds:
+    shape = [1] * node.meta["val"].ndim
+    return ranges.Bounds(torch.full(shape, interval.low), torch.full(shape, interval.high))
+
+
 def _input_specs(program: Program) -> tuple[ValueSpec, ...]:
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
-    return tuple(
-        ValueSpec(spec.name, spec.dtype, spec.shape, node.meta.get("quantized"))
-        for spec, node in zip(program.inputs, placeholders, strict=True)
-    )
+    return tuple(replace(spec, quantized=node.meta.get("quantized")) for spec, node in zip(program.inputs, placeholders, strict=True))
 
 
 def _connect_outputs(program: Program, lowering: Lowering) -> tuple[ValueSpec, ...]:
@@ -148,12 +194,30 @@ def _connect_outputs(program: Program, lowering: Lowering) -> tuple[ValueSpec, .
     nodes, specs = [], []
     for spec, node in zip(program.outputs, output.args[0], strict=True):  # type: ignore[arg-type]  # a tuple of nodes
         lowering.node = output
-        value = lowering.integers(node)
-        quantized = value.node.meta.get("quantized")
-        if quantized is None:
-            raise UnsupportedOpError(f"output '{spec.name}', {describe(value.node)}, has no scale for each channel: quantize it")
-        nodes.append(value.node)
-        specs.append(ValueSpec(spec.name, spec.dtype, spec.shape, quantized))
+        result, quantized = _output(lowering, spec, node)
+        nodes.append(result)
+        specs.append(replace(spec, quantized=quantized))
     output.args = (tuple(nodes),)
     output.meta["val"] = tuple(node.meta["val"] for node in nodes)
     return tuple(specs)
+
+
+def _output(lowering: Lowering, spec: ValueSpec, node: fx.Node) -> tuple[fx.Node, QuantizedType | None]:
+    if not node.meta["val"].is_floating_point():
+        return node, None
+    value = lowering.integers(node)
+    if value.scale.numel() == 1:
+        return value.node, replace(value.quantized, range=None)
+    quantized = value.node.meta.get("quantized")
+    if quantized is None:
+        raise UnsupportedOpError(f"output '{spec.name}', {describe(value.node)}, has no scale for each channel: quantize it")
+    return value.node, quantized
+
+
+def _notes(lowering: Lowering, program: Program) -> list[str]:
+    forms = ", ".join(f"{count} {form}" for form, count in sorted(lowering.forms.items()))
+    notes = [f"requantizations: {forms or 'none'}"]
+    nodes = {node.name: node for node in program.graph.nodes}
+    if lowering.islands:
+        notes.append(f"float islands, as allowed: {len(lowering.islands)}")
+    return notes + [f"stays in float: {describe(nodes[name])}" for name in lowering.islands]

@@ -1,11 +1,13 @@
 """What lowering an op needs: the integers that stand for its operands, what is proven about them, and how to round a result.
 
-The QDQ graph is walked once. Each of its values becomes one of two things:
+The QDQ graph is walked once. Each of its float values becomes one of two things:
 
 - ``IntegerValue``: integers that stand for the value exactly, ``real = scale * (integer - zero_point)``. Rounded values are such, and
   the int32 results of convolutions, products and sums, whose scale follows from their operands.
 - ``Unrounded``: a computation that gives integers only once it is known what type they are rounded to: a sum of two values, a
   table, or an accumulator after an activation. ``qc.quantize`` says the type, and the one rounding happens there.
+
+and, on the way to one of these, ``Masked`` scores and ``Coded`` values. What is integer in the QDQ graph already (ids, masks) stays.
 
 Real bounds (relu, clamp) gather in ``Unrounded`` and become the limits of the rounding. That is exact with respect to the QDQ
 graph, because rounding is monotone: ``quantize(clamp(x, a, b)) = clamp(quantize(x), quantize(a), quantize(b))``.
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,6 +49,15 @@ class IntegerValue:
     def is_accumulator(self) -> bool:
         return self.integer == INT32
 
+    @property
+    def quantized(self) -> QuantizedType:
+        """The type of a value with one scale."""
+        return QuantizedType(self.integer, (float(self.scale.reshape(())),), (self.zero_point,))
+
+    def scaled(self, factor: float) -> IntegerValue:
+        """The positive multiple: the same integers."""
+        return replace(self, scale=self.scale * factor)
+
     def has_parameters_of(self, other: QuantizedType) -> bool:
         """Whether the same integers of the other type mean the same."""
         same = self.scale.numel() == 1 and other.scale == (float(self.scale),)
@@ -69,11 +80,41 @@ class Unrounded:
         """Bounded once more, as torch.clamp does it: max with ``low``, then min with ``high``."""
         return replace(self, low=min(max(self.low, low), high), high=min(max(self.high, low), high))
 
+    def scaled(self, factor: float) -> Unrounded:
+        """The positive multiple: rounded as the value itself to a step that is smaller by the factor."""
+
+        def rounding(quantized: QuantizedType, low: int, high: int) -> fx.Node:
+            return self.rounding(replace(quantized, scale=(quantized.scale[0] / factor,)), low, high)
+
+        return Unrounded(rounding, self.low * factor, self.high * factor)
+
     def round(self, quantized: QuantizedType) -> fx.Node:
         return self.rounding(quantized, limit(self.low, quantized), limit(self.high, quantized))
 
 
-Value = IntegerValue | Unrounded
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """Scores and the mask beside them: ``drop`` is a bool node, True where an element is left out of the softmax."""
+
+    scores: IntegerValue
+    drop: fx.Node
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """Codes of a quantizer with unequal steps that wait for what the codes mean: ``qc.decode`` says it."""
+
+    decoding: Callable[[Sequence[float]], IntegerValue]
+
+
+@dataclass(frozen=True, eq=False)
+class Real:
+    """A float: the result of an op that the user lets stay in float."""
+
+    node: fx.Node
+
+
+Value = IntegerValue | Unrounded | Masked | Coded | Real
 LoweringFunction = Callable[["Lowering", fx.Node], Value]
 
 
@@ -98,6 +139,7 @@ class Lowering:
     values: dict[fx.Node, Value] = field(default_factory=dict)
     bounds: dict[fx.Node, Bounds] = field(default_factory=dict)
     forms: Counter[str] = field(default_factory=Counter)
+    islands: list[str] = field(default_factory=list)
 
     # ---- operands ------------------------------------------------------------------------------------------------------------
 
@@ -112,12 +154,12 @@ class Lowering:
             raise UnsupportedOpError(f"{describe(self.node)} reads {operand}, which is not quantized: insert qc.quantize and qc.dequantize")
         return value
 
-    def activation(self, operand: object) -> IntegerValue:
-        """As ``integers``, for ops that multiply: at most 8 bits, one scale."""
+    def activation(self, operand: object, bits: int = 8) -> IntegerValue:
+        """As ``integers``, for ops that multiply or look up: at most ``bits`` bits, one scale."""
         value = self.integers(operand)
-        if value.integer.bits > 8 or value.scale.numel() != 1:
-            raise UnsupportedOpError(f"{describe(self.node)} needs {operand} in at most 8 bits with one scale: quantize it so")
-        return value
+        if value.integer.bits > bits or value.scale.numel() != 1:
+            raise UnsupportedOpError(f"{describe(self.node)} needs {operand} in at most {bits} bits with one scale: quantize it so")
+        return replace(value, scale=value.scale.reshape(()))
 
     def bounds_of(self, node: fx.Node) -> Bounds:
         if node not in self.bounds:
@@ -138,11 +180,18 @@ class Lowering:
 
     def call(self, target: Callable[..., Any], *args: Any, name: str | None = None) -> fx.Node:
         """Insert a call for the current node, with its bounds proven."""
-        new = edit.insert_call(self.node.graph, target, args, before=self.node, name=name, provenance_from=[self.node], made_by=MADE_BY)
+        new = self.insert(target, args, {}, name)
         for operand in new.all_input_nodes:
-            self.bounds_of(operand)
+            if isinstance(operand.meta["val"], torch.Tensor):
+                self.bounds_of(operand)
         self.bounds_of(new)
         return new
+
+    def insert(self, target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], name: str | None = None) -> fx.Node:
+        """Insert a call for the current node."""
+        return edit.insert_call(
+            self.node.graph, target, args, kwargs, before=self.node, name=name, provenance_from=[self.node], made_by=MADE_BY
+        )
 
     def constant(self, name: str, tensor: torch.Tensor) -> fx.Node:
         return edit.add_constant(self.graph_module, name, tensor, provenance_from=[self.node], made_by=MADE_BY)
@@ -154,10 +203,11 @@ class Lowering:
             node.meta["quantized"] = QuantizedType(INT32, scales, axis=axis if len(scales) > 1 else None)
         return IntegerValue(node, scale, 0, INT32)
 
-    def rounded(self, node: fx.Node, quantized: QuantizedType) -> IntegerValue:
-        """Integers of the given type."""
+    def rounded(self, node: fx.Node, quantized: QuantizedType, scale: torch.Tensor | None = None) -> IntegerValue:
+        """Integers of the given type; ``scale``: its scale in more digits than the type's, where it is known."""
         node.meta["quantized"] = quantized
-        return IntegerValue(node, single_scale(quantized), quantized.zero_point[0], quantized.integer)
+        scale = single_scale(quantized) if scale is None else scale
+        return IntegerValue(node, scale, quantized.zero_point[0], quantized.integer)
 
     # ---- rounding ------------------------------------------------------------------------------------------------------------
 

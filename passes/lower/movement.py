@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from qcompiler.ir.types import QuantizedType
 from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Value, limit, unsupported
 
 _aten = torch.ops.aten
@@ -22,8 +21,9 @@ def pad(lowering: Lowering, node: fx.Node) -> Value:
     """``constant_pad_nd``: 0 becomes the zero point; other values are rounded and saturate in the type of the input."""
     x = lowering.integers(node.args[0])
     value = float(node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 0.0))  # type: ignore[arg-type]
-    quantized = QuantizedType(x.integer, (float(x.scale.reshape(-1)[0]),), (x.zero_point,))
-    return _moved(lowering, node, (node.args[1], limit(value, quantized)))
+    if x.scale.numel() != 1:
+        raise unsupported(node, "it pads values that have one scale for each channel", "quantize them with one scale before")
+    return _moved(lowering, node, (node.args[1], limit(value, x.quantized)))
 
 
 LOWERINGS: dict[object, LoweringFunction] = {
@@ -32,6 +32,10 @@ LOWERINGS: dict[object, LoweringFunction] = {
     _aten.slice.Tensor: move,
     _aten.expand.default: move,
     _aten.flip.default: move,
+    _aten.unflatten.int: move,
+    _aten.flatten.using_ints: move,
+    _aten.unsqueeze.default: move,
+    _aten.squeeze.dims: move,
     _aten.constant_pad_nd.default: pad,
 }
 
@@ -41,5 +45,4 @@ def _moved(lowering: Lowering, node: fx.Node, rest: tuple[Any, ...]) -> IntegerV
     if x.scale.numel() != 1:
         raise unsupported(node, "it moves values that have one scale for each channel", "quantize them with one scale before")
     moved = lowering.call(node.target, x.node, *rest, name=f"{node.name}_integers")  # type: ignore[arg-type]  # an op overload
-    moved.meta["quantized"] = x.node.meta["quantized"]
-    return IntegerValue(moved, x.scale, x.zero_point, x.integer)
+    return lowering.rounded(moved, x.quantized, x.scale)

@@ -49,7 +49,7 @@ def maximum_over_positions(lowering: Lowering, node: fx.Node) -> Value:
         raise unsupported(node, "it is not a maximum over height and width", "use max pooling")
     pooled = lowering.call(_qc.adaptive_max_pool2d.default, x.node, [1, 1], name=f"{node.name}_integers")
     if not argument(node, "keepdim"):
-        pooled.meta["quantized"] = x.node.meta["quantized"]
+        pooled.meta["quantized"] = x.quantized
         pooled = lowering.call(_aten.reshape.default, pooled, [-1, source.meta["val"].shape[1]])
     return _same_parameters(x, pooled)
 
@@ -101,8 +101,9 @@ LOWERINGS: dict[object, LoweringFunction] = {
 
 
 def _reduced(lowering: Lowering, node: fx.Node, divisor: int) -> Value:
+    """Of integers of any width: whether the sum fits int32 is proven."""
     source = argument(node, "self")
-    x, dims = lowering.activation(source), _dimensions(node, source)
+    x, dims = lowering.activation(source, bits=32), _dimensions(node, source)
     summed = lowering.call(_qc.sum.default, x.node, dims, argument(node, "keepdim"), x.zero_point, name=f"{node.name}_accumulator")
     return lowering.accumulator(summed, x.scale.reshape(()) / divisor)
 
@@ -120,7 +121,7 @@ def _pair(value: int | Sequence[int]) -> list[int]:
 
 
 def _same_parameters(x: IntegerValue, node: fx.Node) -> IntegerValue:
-    node.meta["quantized"] = x.node.meta["quantized"]
+    node.meta["quantized"] = x.quantized
     return IntegerValue(node, x.scale, x.zero_point, x.integer)
 
 

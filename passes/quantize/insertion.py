@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import fx
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
 from qcompiler.ir import edit
 from qcompiler.ir.types import QuantizedType
+from qcompiler.passes.quantize.levels import Levels
 from qcompiler.passes.quantize.parameters import QuantizedConstant
 
 _qc = torch.ops.qc
 
 
-def insert_rounding(value: fx.Node, quantized: QuantizedType, made_by: str) -> None:
-    """Round ``value`` for all its readers, the program's outputs included."""
+def insert_rounding(
+    value: fx.Node, quantized: QuantizedType, made_by: str, name: str | None = None, only: Callable[[fx.Node], bool] | None = None
+) -> fx.Node:
+    """Round ``value`` for all its readers, the program's outputs included, or for those for which ``only`` holds; gives the result."""
     following = _first_call(value.graph) if value.op == "placeholder" else value.next
-    integers = _insert(_qc.quantize.default, value, quantized, following, f"{value.name}_quantize", made_by)
-    rounded = _insert(_qc.dequantize.default, integers, quantized, following, f"{value.name}_dequantize", made_by)
-    value.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not integers)
+    name = name or value.name
+    integers = _insert(_qc.quantize.default, value, quantized, following, f"{name}_quantize", made_by)
+    rounded = _insert(_qc.dequantize.default, integers, quantized, following, f"{name}_dequantize", made_by)
+    value.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not integers and (only is None or only(user)))
+    return rounded
+
+
+def insert_coding(value: fx.Node, levels: Levels, made_by: str) -> None:
+    """As ``insert_rounding``, to unequal steps: ``value -> qc.encode -> qc.decode -> readers``."""
+    following = value.next
+
+    def insert(target: edit.Target, x: fx.Node, numbers: tuple[float, ...], name: str) -> fx.Node:
+        arguments = (x, list(numbers))
+        return edit.insert_call(x.graph, target, arguments, before=following, name=name, provenance_from=[value], made_by=made_by)
+
+    codes = insert(_qc.encode.default, value, levels.boundaries, f"{value.name}_encode")
+    rounded = insert(_qc.decode.default, codes, levels.levels, f"{value.name}_decode")
+    value.replace_all_uses_with(rounded, delete_user_cb=lambda user: user is not codes)
 
 
 def replace_operand(user: fx.Node, constant: fx.Node, integers: QuantizedConstant, made_by: str) -> None:

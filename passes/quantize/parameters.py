@@ -29,6 +29,11 @@ def activation_type(observation: Observation, integer: IntegerType, symmetric: b
     return QuantizedType(integer, scale, zero_point)
 
 
+def with_headroom(observation: Observation) -> Observation:
+    """Twice the range that was seen: of 16 bits one is spent on what calibration did not see, as clipping costs more."""
+    return Observation(tuple(2 * low for low in observation.low), tuple(2 * high for high in observation.high), observation.axis)
+
+
 def quantize_constant(values: torch.Tensor, integer: IntegerType, symmetric: bool) -> QuantizedConstant:
     """A constant that is added or multiplied: its own smallest and largest number decide."""
     low, high = torch.aminmax(values.detach())
@@ -37,7 +42,7 @@ def quantize_constant(values: torch.Tensor, integer: IntegerType, symmetric: boo
 
 
 def quantize_weight(
-    weight: torch.Tensor, bias: torch.Tensor | None, input_type: QuantizedType, observer: ObserverSpec
+    weight: torch.Tensor, bias: torch.Tensor | None, input_type: QuantizedType | None, observer: ObserverSpec
 ) -> QuantizedConstant:
     """``w = clamp(rint(weight / s), -q, q)``, q = 2^(bits-1) - 1, with s as ``observer`` says, per index of its axis or per tensor.
 
@@ -50,7 +55,7 @@ def quantize_weight(
     integer = IntegerType(observer.bits, signed=True)
     chosen, _ = arithmetic.scale_and_zero_point(observation.low, observation.high, integer, symmetric=True)
     scale = torch.tensor(chosen)
-    if bias is not None:
+    if bias is not None and input_type is not None:
         # The bias of a grouped transposed convolution runs over groups too: [groups * channels] against [channels].
         magnitude = bias.detach().abs().reshape(-1, len(chosen) if observer.axis is not None else bias.numel())
         largest = magnitude.amax(0) if observer.axis is not None else magnitude.max().reshape(1)

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import fx
 
-from qcompiler.calibration.statistics import ObserverKind, ObserverSpec, StatisticRequest
+from qcompiler.calibration.statistics import Observation, ObserverKind, ObserverSpec, StatisticRequest
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import edit
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
-from qcompiler.ir.types import IntegerType, QuantizedType, Stage, probability_type
-from qcompiler.passes.quantize.grouping import ValueGroups, group_values
-from qcompiler.passes.quantize.insertion import insert_rounding, replace_operand
-from qcompiler.passes.quantize.parameters import accumulator_type, activation_type, quantize_constant, quantize_weight
-from qcompiler.passes.quantize.rules import CONSUMES_CONSTANTS, WEIGHT_AXIS, role_of
+from qcompiler.ir.types import QuantizedType, Stage, probability_type
+from qcompiler.passes.quantize import whole_numbers
+from qcompiler.passes.quantize.coding import Coding, coded_values
+from qcompiler.passes.quantize.grouping import ValueGroups, Width, group_values
+from qcompiler.passes.quantize.insertion import insert_coding, insert_rounding, replace_operand
+from qcompiler.passes.quantize.parameters import accumulator_type, activation_type, quantize_constant, quantize_weight, with_headroom
+from qcompiler.passes.quantize.precision import Allocation, Bits
+from qcompiler.passes.quantize.rules import CONSUMES_CONSTANTS, NORMALIZATIONS, WEIGHT_AXIS, Role, role_of, scaling_factor
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult, Promise
 
 _aten = torch.ops.aten
+
+_BYTE = 8
+_TABLE_BITS = 8  # rows of an embedding are int8
+
+ProbabilityQuantizer = Literal["uniform", "log2", "log-sqrt2", "adalog", "shift-uniform-log2", "tanq", "twin-uniform"]
+ActivationQuantizer = Literal["uniform", "adalog", "shift-uniform-log2", "tanq", "twin-uniform"]
+
+Types = dict[tuple[fx.Node, Width], QuantizedType]
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,16 @@ class Quantize(Pass):
         observer: how the range of an activation is estimated over the calibration data.
         weight_observer: how the range of a weight is estimated from its numbers.
         per_channel: one scale for each output channel of a weight, else one for all of it.
+        residual_bits: bits of the residual stream, which leads to normalizations (LayerNorm, RMSNorm); up to ``a``: as all others.
+        score_bits: bits of what a softmax reads; more than 8 need a softmax without table at lowering.
+        probability_bits: bits of what a softmax gives, unsigned.
+        edge_bits: bits of the weights and inputs of the first and the last layer with weights; none: as all others.
+        probability_quantizer: how probabilities are rounded: to equal steps, or to the levels of ``passes/quantize/levels.py``.
+        activation_quantizer: likewise for what a GELU gives.
+        allow_float: full names of ops ("aten.sin.default") that stay in float, between a dequantize and a quantize.
 
-    Biases stay in float here; lowering rounds them to int32 at the scale of the accumulator.
+    Biases stay in float here; lowering rounds them to int32 at the scale of the accumulator. ``Precision`` of single nodes
+    overrides the bits, see ``precision``.
     """
 
     name: ClassVar[str] = "quantize"
@@ -49,81 +68,214 @@ class Quantize(Pass):
     weight_observer: ObserverKind = "mse"
     symmetric: bool = False
     per_channel: bool = True
+    residual_bits: int = 16
+    score_bits: int | None = None
+    probability_bits: int | None = None
+    edge_bits: int | None = None
+    probability_quantizer: ProbabilityQuantizer = "uniform"
+    activation_quantizer: ActivationQuantizer = "uniform"
+    allow_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for option, bits in (("w", self.w), ("a", self.a)):
-            if not 2 <= bits <= 8:
-                raise CalibrationError(f"quantize: {option} must be 2..8 bits, got {bits}")
+        limits = {"w": 8, "a": 8, "residual_bits": 16, "score_bits": 16, "probability_bits": 8, "edge_bits": 8}
+        for option, most in limits.items():
+            bits = getattr(self, option)
+            if bits is not None and not 2 <= bits <= most:
+                raise CalibrationError(f"quantize: {option} must be 2..{most} bits, got {bits}")
 
     def statistics(self, program: Program) -> Sequence[StatisticRequest]:
-        groups = group_values(program.graph)
-        spec = ObserverSpec(self.observer, bits=self.a, symmetric=self.symmetric)
-        return [StatisticRequest(node.name, spec) for node in dict.fromkeys(groups.representative.values())]
+        groups = self._groups(program)
+        allocation = Allocation(program.graph, groups, self._bits())
+        requests = [
+            StatisticRequest(node.name, self._observer(allocation.value(node, width).bits), _label(node, width))
+            for node, width in _representatives(groups)
+            if node.target is not _aten.softmax.int
+        ]
+        return [*requests, *whole_numbers.statistics(program)]
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         result = edit.copy(program).replace(stage=Stage.QDQ)
-        graph = result.graph
-        groups = group_values(graph)
-        types = self._rounded_types(groups, context)
-        for node in list(graph.nodes):
-            self._quantize_constants(node, types)
-        for node in reversed(graph.nodes):
-            if node in groups.internal and node not in types:  # it is seen only by its reader, which is rounded
-                types[node] = types[next(iter(node.users))]
-        for node, quantized in types.items():
-            node.meta["quantized"] = quantized
-            if node in groups.representative:
-                insert_rounding(node, quantized, self.name)
+        groups = self._groups(result)
+        allocation = Allocation(result.graph, groups, self._bits())
+        result = result.replace(inputs=whole_numbers.input_ranges(result, context.statistics))
+        codings = coded_values(result, groups, context, self._codings())
+        types = self._rounded_types(groups, allocation, context.statistics)
+        coded = {(node, Width.NARROW): codings[owner].quantized for node, owner in groups.narrow.items() if owner in codings}
+        types |= coded | {(node, width): found for node, found in whole_numbers.types(result).items() for width in Width}
+        for node in list(result.graph.nodes):
+            self._quantize_operands(node, groups, allocation, types)
+        _note_types(groups, types)
+        for node in groups.widths:
+            _insert_roundings(node, groups, types, codings, self.name)
+        islands = tuple(node.name for node in self._islands(result))
         edit.erase_dead(result)
-        return PassResult(result, modified=True, notes=tuple(_notes(groups)))
+        return PassResult(result.replace(islands=islands), modified=True, notes=tuple(_notes(groups, codings, islands)))
 
-    def _rounded_types(self, groups: ValueGroups, context: PassContext) -> dict[fx.Node, QuantizedType]:
-        integer = IntegerType(self.a, signed=self.symmetric)
-        decided: dict[fx.Node, QuantizedType] = {}
-        for node in dict.fromkeys(groups.representative.values()):
+    # ---- what the options mean -------------------------------------------------------------------------------------------------
+
+    def _bits(self) -> Bits:
+        score, probability = self.score_bits or self.a, self.probability_bits or self.a
+        return Bits(self.w, self.a, self.residual_bits, score, probability, self.edge_bits, self.symmetric)
+
+    def _groups(self, program: Program) -> ValueGroups:
+        return group_values(program.graph, self.residual_bits > self.a, frozenset(self._islands(program)))
+
+    def _islands(self, program: Program) -> tuple[fx.Node, ...]:
+        """The calls that the user wants in float: named here, or known from capture."""
+        return tuple(
+            node
+            for node in program.graph.nodes
+            if node.op == "call_function" and (node.name in program.islands or str(node.target) in self.allow_float)
+        )
+
+    def _codings(self) -> Mapping[object, tuple[str, int]]:
+        """Op -> kind and bits of the quantizer with unequal steps for what it gives."""
+        chosen = {
+            _aten.softmax.int: (self.probability_quantizer, self._bits().probability),
+            _aten.gelu.default: (self.activation_quantizer, self.a),
+        }
+        return {op: (kind, bits) for op, (kind, bits) in chosen.items() if kind != "uniform"}
+
+    def _observer(self, bits: int) -> ObserverSpec:
+        """Integers of more than 8 bits have room for everything that was seen."""
+        if bits > _BYTE:
+            return ObserverSpec("min-max", bits=bits, symmetric=True)
+        return ObserverSpec(self.observer, bits=bits, symmetric=self.symmetric)
+
+    # ---- types -----------------------------------------------------------------------------------------------------------------
+
+    def _rounded_types(self, groups: ValueGroups, allocation: Allocation, statistics: Mapping[str, Observation]) -> Types:
+        decided: Types = {}
+        for node, width in _representatives(groups):
+            integer = allocation.value(node, width)
             if node.target is _aten.softmax.int:
-                decided[node] = probability_type(self.a)
+                decided[node, width] = probability_type(integer.bits)
                 continue
-            observation = context.statistics.get(node.name)
+            observation = statistics.get(_label(node, width))
             if observation is None:
                 raise CalibrationError(f"no statistics of {describe(node)}: give calibration data")
-            decided[node] = activation_type(observation, integer, self.symmetric)
-        return {node: decided[representative] for node, representative in groups.representative.items()}
+            if integer.bits > _BYTE:
+                decided[node, width] = activation_type(with_headroom(observation), integer, symmetric=True)
+            else:
+                decided[node, width] = activation_type(observation, integer, self.symmetric)
+        narrow = {(node, Width.NARROW): decided[owner, Width.NARROW] for node, owner in groups.narrow.items()}
+        return narrow | {(node, Width.WIDE): decided[owner, Width.WIDE] for node, owner in groups.wide.items()}
 
-    def _quantize_constants(self, node: fx.Node, types: dict[fx.Node, QuantizedType]) -> None:
-        """Round the constants that ``node`` computes with, and note the type of its accumulator."""
-        if node.op != "call_function" or role_of(node) is None:
+    def _quantize_operands(self, node: fx.Node, groups: ValueGroups, allocation: Allocation, types: Types) -> None:
+        """Round the constants that ``node`` computes with; note the type of its result where that follows from the operands."""
+        if node.op != "call_function" or node not in groups.widths or node in groups.without_integer_form:
             return
         if node.target in WEIGHT_AXIS:
-            self._quantize_layer(node, types)
-            return
+            self._quantize_layer(node, groups, allocation, types)
+        elif edit.is_call(node, _aten.embedding.default):
+            self._quantize_table(node, types)
+        elif node.target not in CONSUMES_CONSTANTS:
+            self._quantize_constants(node, groups, allocation, types)
+        if node in groups.exact:
+            _derive_type(node, groups, types)
+
+    def _quantize_constants(self, node: fx.Node, groups: ValueGroups, allocation: Allocation, types: Types) -> None:
         for constant in _constant_operands(node):
             values = edit.constant_value(constant)
             assert values is not None  # it is a constant
-            replace_operand(node, constant, quantize_constant(values, IntegerType(self.a, self.symmetric), self.symmetric), self.name)
+            wide = Width.WIDE in groups.widths[node] or (node.target is _aten.mul.Tensor and _normalizes(node.graph))
+            integer = allocation.constant(Width.WIDE if wide and self.residual_bits > self.a else Width.NARROW)
+            quantized = quantize_constant(values, integer, self.symmetric or integer.bits > _BYTE)
+            replace_operand(node, constant, quantized, self.name)
+            if node in groups.exact:
+                types |= {(node, width): types.get((node, width), quantized.quantized) for width in groups.widths[node]}
 
-    def _quantize_layer(self, node: fx.Node, types: dict[fx.Node, QuantizedType]) -> None:
+    def _quantize_table(self, node: fx.Node, types: Types) -> None:
+        """Rows of an embedding: one scale, so that they may be added; symmetric."""
+        constant = edit.argument(node, "weight")
+        values = edit.constant_value(constant)
+        assert values is not None  # what role_of asks for
+        spec = ObserverSpec(self.weight_observer, bits=_TABLE_BITS, symmetric=True)
+        quantized = quantize_weight(values, None, None, spec)
+        replace_operand(node, constant, quantized, self.name)
+        types |= {(node, width): quantized.quantized for width in Width}
+
+    def _quantize_layer(self, node: fx.Node, groups: ValueGroups, allocation: Allocation, types: Types) -> None:
         source, weight_node = node.args[0], node.args[1]
         weight, bias = edit.constant_value(weight_node), edit.constant_value(edit.argument(node, "bias"))
         assert isinstance(source, fx.Node) and isinstance(weight_node, fx.Node) and weight is not None  # what role_of asks for
         axis = WEIGHT_AXIS[node.target] if self.per_channel else None
-        spec = ObserverSpec(self.weight_observer, axis=axis, bits=self.w, symmetric=True)
-        integers = quantize_weight(weight, bias, types[source], spec)
+        spec = ObserverSpec(self.weight_observer, axis=axis, bits=allocation.weight(node), symmetric=True)
+        input_type = types[source, groups.width_read(source, node)]
+        integers = quantize_weight(weight, bias, input_type, spec)
         replace_operand(node, weight_node, integers, self.name)
-        if node not in types:
+        if node in groups.internal:
             shape = node.meta["val"].shape
             channels = shape[-1] if node.target is _aten.linear.default else shape[1]
             channel_axis = len(shape) - 1 if node.target is _aten.linear.default else 1
-            types[node] = accumulator_type(types[source], integers.quantized, channels, channel_axis)
+            types[node, Width.NARROW] = accumulator_type(input_type, integers.quantized, channels, channel_axis)
+
+
+def _representatives(groups: ValueGroups) -> list[tuple[fx.Node, Width]]:
+    narrow = [(node, Width.NARROW) for node in dict.fromkeys(groups.narrow.values())]
+    return narrow + [(node, Width.WIDE) for node in dict.fromkeys(groups.wide.values())]
+
+
+def _label(node: fx.Node, width: Width) -> str:
+    return node.name if width is Width.NARROW else f"{node.name}, wide"
+
+
+def _derive_type(node: fx.Node, groups: ValueGroups, types: Types) -> None:
+    """The type of an exact value that has it from its operand."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)  # the op's tensor
+    if (node, Width.NARROW) in types and (node, Width.WIDE) in types or source not in groups.widths:
+        return
+    base = types[source, groups.width_read(source, node)]
+    if role_of(node) is Role.SCALE:
+        base = whole_numbers.scaled(base, scaling_factor(node))
+    for width in groups.widths[node]:
+        types.setdefault((node, width), base)
+
+
+def _insert_roundings(node: fx.Node, groups: ValueGroups, types: Types, codings: Mapping[fx.Node, Coding], made_by: str) -> None:
+    """Round a value for its readers: to the wide type, and from there to the narrow one for those who want it."""
+    if node in codings:
+        insert_coding(node, codings[node].levels, made_by)
+        return
+    narrow = {user for user in node.users if groups.width_read(node, user) is Width.NARROW}
+    value = node
+    if node in groups.wide:
+        value = insert_rounding(node, types[node, Width.WIDE], made_by)
+    if node in groups.narrow:
+        only_narrow = node not in groups.wide and node not in groups.exact
+        name = None if only_narrow else f"{node.name}_narrow"
+        insert_rounding(value, types[node, Width.NARROW], made_by, name, None if only_narrow else narrow.__contains__)
+
+
+def _note_types(groups: ValueGroups, types: Types) -> None:
+    """Annotate every value: the wide type where it has both; an internal value with that of its reader."""
+    noted: dict[fx.Node, QuantizedType] = {}
+    for node in reversed(list(groups.widths)):
+        found = types.get((node, Width.WIDE), types.get((node, Width.NARROW)))
+        if found is None and node in groups.internal:  # it is seen only by its reader, which is rounded
+            found = noted.get(next(iter(node.users)))
+        if found is not None:
+            noted[node] = node.meta["quantized"] = found
+
+
+def _normalizes(graph: fx.Graph) -> bool:
+    return any(node.target in NORMALIZATIONS for node in graph.nodes)
 
 
 def _constant_operands(node: fx.Node) -> list[fx.Node]:
-    """Float constants among the values that an op adds, multiplies or concatenates."""
-    if node.target in CONSUMES_CONSTANTS:
-        return []
+    """Float constants among the values that an op adds, multiplies, moves or concatenates."""
     return [operand for operand in node.all_input_nodes if operand.op == "get_attr" and operand.meta["val"].is_floating_point()]
 
 
-def _notes(groups: ValueGroups) -> list[str]:
-    notes = [f"{len(groups.representative)} values rounded, {len(groups.internal)} kept exact inside fused layers and at outputs"]
-    return notes + [f"left in float: {describe(node)}: the op has no integer form" for node in groups.without_integer_form]
+def _notes(groups: ValueGroups, codings: Mapping[fx.Node, Coding], islands: Sequence[str]) -> list[str]:
+    rounded, both = len({*groups.narrow, *groups.wide}), len({*groups.narrow} & {*groups.wide})
+    notes = [f"{rounded} values rounded, {len(groups.internal)} kept exact inside fused layers and at outputs"]
+    if groups.wide:
+        notes.append(f"residual stream: {len(groups.wide)} values in the wide type, {both} of them in both types")
+    notes += [f"{node.name}: {coding.kind} levels" for node, coding in codings.items()]
+    for node in groups.without_integer_form:
+        place = "left in float, as allowed" if node.name in islands else "left in float"
+        reason = "" if node.name in islands else ": the op has no integer form"
+        notes.append(f"{place}: {describe(node)}{reason}")
+    return notes

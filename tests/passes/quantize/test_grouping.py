@@ -28,7 +28,7 @@ def grouped(function: Callable[[Network, Tensor], Tensor]) -> tuple[Program, dic
     """The program, its representatives and its internal values, by name."""
     program = capture(Network(function).eval(), torch.zeros(2, 4, 6, 6))
     groups: ValueGroups = group_values(program.graph)
-    representatives = {node.name: owner.name for node, owner in groups.representative.items()}
+    representatives = {node.name: owner.name for node, owner in groups.narrow.items()}
     return program, representatives, {node.name for node in groups.internal}
 
 
@@ -97,7 +97,7 @@ def test_concatenations_of_concatenations_all_take_the_last_parameters() -> None
 
     program = capture(Network(function).eval(), torch.zeros(2, 4, 6, 6))
     groups = group_values(program.graph)
-    representatives = {node.name: owner.name for node, owner in groups.representative.items()}
+    representatives = {node.name: owner.name for node, owner in groups.narrow.items()}
     assert {representatives[name] for name in ("conv2d", "conv2d_1", "cat", "cat_1", "exp")} == {"cat_1"}
 
 
