@@ -34,6 +34,8 @@ Bounds = Mapping[sympy.Symbol, ValueRanges[sympy.Expr]]
 
 # Read nothing of their tensor but its dtype, where their sizes are given.
 _LIKE = frozenset({_aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default})
+# Read nothing of it but its dtype and shape.
+_SHAPED_LIKE = frozenset({_aten.zeros_like.default, _aten.ones_like.default, _aten.full_like.default})
 
 # Their value for a size is a prefix of their value for a larger one, along each dimension that has the size.
 _PREFIX_CONSISTENT: frozenset[Callable[..., Any]] = (
@@ -173,8 +175,16 @@ def _constant_calls(graph: fx.Graph, written: set[fx.Node]) -> dict[fx.Node, Non
 def _needs_no_input(node: fx.Node, constant: Mapping[fx.Node, None]) -> bool:
     if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return False
-    sources = node.all_input_nodes[1:] if node.target in _LIKE else node.all_input_nodes
-    return all(source.op == "get_attr" or source in constant for source in sources)
+    if node.target in _SHAPED_LIKE:
+        return not any(isinstance(size, torch.SymInt) for size in node.meta["val"].shape)
+    return all(source.op == "get_attr" or source in constant for source in _read(node))
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """The operands whose values, or whose symbolic sizes, the result depends on."""
+    if node.target in _SHAPED_LIKE:
+        return []
+    return node.all_input_nodes[1:] if node.target in _LIKE else node.all_input_nodes
 
 
 def _is_read_before_a_write(node: fx.Node, constant: Mapping[fx.Node, None], written: set[fx.Node]) -> bool:
@@ -192,13 +202,18 @@ def _run(graph: fx.Graph, constant: Mapping[fx.Node, None]) -> dict[fx.Node, Any
         if node in values:
             return values[node]
         value = edit.constant_value(node)
-        return torch.empty(0, dtype=node.meta["val"].dtype) if value is None else value
+        return _blank(node, list(node.meta["val"].shape)) if value is None else value
 
     with torch.no_grad():
         for node in constant:
             args, kwargs = map_arg(node.args, value_of), map_arg(node.kwargs, value_of)
             values[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # fx types targets as str | Callable
     return values
+
+
+def _blank(node: fx.Node, shape: list[Any]) -> torch.Tensor:
+    """Stands for a tensor of which only dtype and shape are read."""
+    return torch.empty([size if isinstance(size, int) else 0 for size in shape], dtype=node.meta["val"].dtype)
 
 
 def _replace_by_constant(graph_module: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> None:
@@ -255,13 +270,13 @@ class _Largest:
         value = node.meta["val"]
         if not isinstance(value, torch.Tensor) or node.target not in _PREFIX_CONSISTENT:
             return False
-        sources = node.all_input_nodes[1:] if node.target in _LIKE else node.all_input_nodes
+        sources = _read(node)
         if not all(source.op == "get_attr" or source in values or _is_size(source) for source in sources):
             return False
         sizes = [source.meta["val"] for source in sources if _is_size(source)]
         if sizes and not _takes_sizes_as_sizes(node):
             return False
-        if any(self.size(size) is None for size in sizes) or not self._has_plain_symbols(value):
+        if any(self.size(size) is None for size in (*sizes, *_symbolic(value))) or not self._has_plain_symbols(value):
             return False
         if node.target in _COUNTS:  # counting the samples gives each a value of its own
             return all(size_expression(size) != self.batch for size in sizes) and _starts_at_zero(node)
@@ -276,21 +291,29 @@ class _Largest:
             if source in values:
                 return values[source]
             constant = edit.constant_value(source)
-            return torch.empty(0, dtype=source.meta["val"].dtype) if constant is None else constant
+            return self._blank(source) if constant is None else constant
 
         with torch.no_grad():
             args, kwargs = map_arg(node.args, value_of), map_arg(node.kwargs, value_of)
             result: torch.Tensor = node.target(*args, **kwargs)  # type: ignore[operator]  # fx types targets as str | Callable
         return result
 
+    def _blank(self, node: fx.Node) -> torch.Tensor:
+        return _blank(node, [size if isinstance(size, int) else self.size(size) for size in node.meta["val"].shape])
+
     def _has_plain_symbols(self, value: torch.Tensor) -> bool:
         """Whether each symbolic dimension is a symbol itself, not S + 1 or 2 S."""
-        return all(size_expression(size).is_Symbol for size in value.shape if isinstance(size, torch.SymInt))
+        return all(size_expression(size).is_Symbol for size in _symbolic(value))
 
     def _joins_symbols(self, node: fx.Node) -> bool:
         """Whether parts of symbolic size stand behind each other."""
         dim = edit.argument(node, "dim") % node.meta["val"].ndim
         return isinstance(node.meta["val"].shape[dim], torch.SymInt)
+
+
+def _symbolic(value: torch.Tensor) -> list[torch.SymInt]:
+    sizes: list[int | torch.SymInt] = list(value.shape)
+    return [size for size in sizes if isinstance(size, torch.SymInt)]
 
 
 def _takes_sizes_as_sizes(node: fx.Node) -> bool:

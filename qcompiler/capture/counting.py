@@ -70,7 +70,7 @@ def _counts(index: fx.Node) -> str | None:
 
 def _keeps_count(node: fx.Node) -> bool:
     if edit.is_call(node, _aten.add.Tensor, _aten.add.Scalar):
-        return node.args[1] == 0
+        return bool(node.args[1] == 0)
     if edit.is_call(node, _aten.slice.Tensor):
         return str(node.meta["val"].shape) == str(node.args[0].meta["val"].shape)  # type: ignore[union-attr]  # works on a tensor
     return node.target in _KEEPS_COUNT
