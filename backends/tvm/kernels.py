@@ -287,9 +287,9 @@ class AttentionKernel:
         p = arithmetic.softmax(s, table, bits), with ``mask`` of those kept       8 bits
         output = result(sum over n of p * (v - zero_points[2]))                   8 bits
 
-    q, k, v and the output are contiguous along their last dimension. ``mask`` is bool [i, m, n], contiguous along n, any stride 0 elsewhere.
-    Pointers: q, k, v, [pre_shift, multiplier, shift] of the scores, table (int32[256]), [mask], those three of the result, output. Reads
-    and writes past rows as in MatrixProductKernel.
+    All are contiguous along their last dimension, k and v there or along n. ``mask`` is bool [i, m, n]. Pointers: q, k, v, [pre_shift,
+    multiplier, shift] of the scores, table (int32[256]), [mask], those three of the result, output. Reads and writes past rows are as in
+    MatrixProductKernel.
     """
 
     batch: tuple[Size, ...]

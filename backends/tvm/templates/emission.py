@@ -28,6 +28,7 @@ _PACK_WORDS = {512: "avx512.packssdw.512", 256: "avx2.packssdw", 128: "sse2.pack
 _PACK_SIGNED_BYTES = {512: "avx512.packsswb.512", 256: "avx2.packsswb", 128: "sse2.packsswb.128"}
 _PACK_UNSIGNED_BYTES = {512: "avx512.packuswb.512", 256: "avx2.packuswb", 128: "sse2.packuswb.128"}
 _MULTIPLY_HIGH_ROUND = {512: "avx512.pmul.hr.sw.512", 256: "avx2.pmul.hr.sw", 128: "ssse3.pmul.hr.sw.128"}
+_MULTIPLY_HIGH_UNSIGNED = {512: "avx512.pmulhu.w.512", 256: "avx2.pmulhu.w", 128: "sse2.pmulhu.w"}
 _MULTIPLY_ADD_WORDS = {512: "avx512.pmaddw.d.512", 256: "avx2.pmadd.wd", 128: "sse2.pmadd.wd"}
 _DOT_BYTES = {512: "avx512.vpdpbusd.512", 256: "avx512.vpdpbusd.256", 128: "avx512.vpdpbusd.128"}
 
@@ -174,6 +175,11 @@ def pack_bytes(low: Expr, high: Expr, unsigned: bool) -> Expr:
 def multiply_high_round(x: Expr, y: Expr) -> Expr:
     """vpmulhrsw: ``(x * y + 2^14) >> 15`` on int16."""
     return _intrinsic(f"llvm.x86.{_MULTIPLY_HIGH_ROUND[bits(x)]}", f"int16x{lanes(x)}", x, y)
+
+
+def multiply_high_unsigned(x: Expr, y: Expr) -> Expr:
+    """vpmulhuw: ``(x * y) >> 16`` on uint16."""
+    return _intrinsic(f"llvm.x86.{_MULTIPLY_HIGH_UNSIGNED[bits(x)]}", f"int16x{lanes(x)}", x, y)
 
 
 def add_saturating(x: Expr, y: Expr) -> Expr:

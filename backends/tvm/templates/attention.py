@@ -1,0 +1,372 @@
+"""Attention as one kernel: scores, softmax by table and the product with the values, block of queries by block of queries.
+
+A thread packs the keys and values of a head once (``product.Right``). A block of queries then goes through three phases whose intermediate
+results stay in the first-level cache: scores are summed in registers, rounded to 8 bits and stored; each row of them becomes
+probabilities; these are the left operand of the second product.
+
+A row's probabilities are those of ``arithmetic.softmax``, which this module computes in 16-bit lanes. With e < 2^15, y <= 2^15 + 2 and
+u = (e y) >> 15 <= 2^15, shifted by s = b - 1 >= 14 (the table starts at 2^14 at least)::
+
+    u                                = vpmulhuw(2 e, y)
+    (u L + 2^(s-1)) >> s             = ((u L >> 8) + 2^(s-9)) >> (s - 8)              floors nest, and 2^8 divides 2^(s-1)
+                                     = vpmulhrsw(vpmulhuw(u, 2^8 L), 2^(23-s))        0 instead of the factor for s > 23
+
+The last one is exact because u L < 2^23. Exponentials come from two byte tables by vpermi2b, on AVX2 from memory one by one.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from qcompiler.arithmetic.softmax import RECIPROCAL_START, RECIPROCAL_STEPS, TABLE_ENTRIES
+from qcompiler.backends.tvm.kernels import AttentionKernel, maximum
+from qcompiler.backends.tvm.templates import emission as e
+from qcompiler.backends.tvm.templates import vectors as v
+from qcompiler.backends.tvm.templates.emission import Buffer, Expr
+from qcompiler.backends.tvm.templates.layout import Chunk, Parameter, chunks
+from qcompiler.backends.tvm.templates.product import (
+    Left,
+    Multiplier,
+    Right,
+    Rounding,
+    Source,
+    Start,
+    Zeros,
+    rounding_parameters,
+    stored,
+)
+from qcompiler.backends.tvm.templates.product_layout import BLOCK_ROWS, Scheme, row_tile, scheme
+
+_PACKED_VECTOR = 64
+_PROBABILITY_SHIFT = 23
+_BYTE_LANES = {16: 64, 8: 16}  # scores that are worked on together, by the int32 lanes of a vector
+
+
+def emit(kernel: AttentionKernel, target: str) -> tirx.PrimFunc:
+    """The kernel's function."""
+    sizes = v.Sizes(kernel)
+    batch = kernel.batch
+    parameters = [
+        v.parameter("q", kernel.q, (*batch, kernel.queries, kernel.depth)),
+        v.parameter("k", kernel.k, (*batch, kernel.keys, kernel.depth)),
+        v.parameter("v", kernel.v, (*batch, kernel.keys, kernel.value_depth)),
+        *rounding_parameters("score_"),
+        Parameter("table", "int32", TABLE_ENTRIES),
+        *([v.parameter("mask", stored(kernel.mask), (*batch, kernel.queries, kernel.keys))] if kernel.mask is not None else []),
+        *rounding_parameters("result_"),
+        v.parameter("output", stored(kernel.output), (*batch, kernel.queries, kernel.value_depth)),
+        *sizes.parameters,
+    ]
+
+    def body(buffers: list[Buffer]) -> None:
+        sizes.bind(buffers)
+        named = {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)}
+        _Attention(kernel, scheme(target, kernel.q.dtype), named, sizes).emit()
+
+    return e.function(parameters, body)
+
+
+class _Attention:
+    def __init__(self, kernel: AttentionKernel, how: Scheme, buffers: dict[str, Buffer], sizes: v.Sizes) -> None:
+        self._kernel = kernel
+        self._how = how
+        self._buffers = buffers
+        self._batch = [sizes(size) for size in kernel.batch]
+        self._queries, self._keys = sizes(kernel.queries), sizes(kernel.keys)
+        self._key_chunks = chunks(maximum(kernel.keys), how.lanes, how.widest)
+        self._value_chunks = chunks(kernel.value_depth, how.lanes, how.widest)
+        self._score_tile = row_tile(how, kernel.queries, self._key_chunks[0].vectors)
+        self._value_tile = row_tile(how, kernel.queries, self._value_chunks[0].vectors)
+        both = math.lcm(self._score_tile, self._value_tile)
+        self._block = both * max(1, BLOCK_ROWS // both)
+        self._pitch = how.padded(kernel.keys)
+
+    def emit(self) -> None:
+        """Each thread takes consecutive blocks of queries, and packs keys and values where a head begins."""
+        blocks = T.Bind((self._queries + (self._block - 1)) // self._block)
+        heads: Expr = T.int32(1)
+        for count in self._batch:
+            heads = T.Bind(heads * count)
+        with T.attr(T.int32(0), "pragma_parallel_launch_point", T.int32(1)):
+            self._prepare()
+            head_packed = v.Register(T.int32(-1))
+            with T.parallel(0, T.Bind(heads * blocks)) as task:
+                head, block = T.Bind(task // blocks), T.Bind(task % blocks)
+                index: list[Expr] = []
+                rest = head
+                for count in reversed(self._batch):
+                    index.insert(0, T.Bind(rest % count))
+                    rest = T.Bind(rest // count)
+                with T.If(head_packed.value != head), T.Then():
+                    self._pack(index)
+                    head_packed.set(head)
+                self._block_of_queries(index, T.Bind(block * self._block))
+            self._value_multiplier.release()
+
+    def _prepare(self) -> None:
+        """What a thread keeps."""
+        kernel, how = self._kernel, self._how
+        zeros = kernel.zero_points
+        self._score_zeros = Zeros(how, kernel.q.dtype, zeros[0], kernel.k.dtype, zeros[1])
+        self._value_zeros = Zeros(how, "uint8", 0, kernel.v.dtype, zeros[2])
+        self._left = Left(how, kernel.q.dtype, kernel.depth, self._block)
+        self._packed_keys = Right(how, kernel.k.dtype, kernel.depth, sum(chunk.vectors for chunk in self._key_chunks))
+        self._packed_values = Right(how, kernel.v.dtype, kernel.keys, sum(chunk.vectors for chunk in self._value_chunks))
+        self._scores = e.scratch(self._block * self._pitch, "int8")
+        self._probabilities = e.scratch(self._block * self._pitch, how.element)
+        self._value_terms = T.alloc_buffer((self._block,), "int32", scope="local") if self._value_zeros.flipped_right else None
+        self._score_rounding = Rounding(kernel.scores, kernel.scores_dtype, self._buffers, "score_")
+        self._result_rounding = Rounding(kernel.result, kernel.output.dtype, self._buffers, "result_")
+        # Only one of the products can have tiles for what is left of its inner dimension.
+        key_tails = kernel.depth % how.cells != 0
+        self._score_multiplier = Multiplier(how, kernel.depth, kernel.depth, has_tail=key_tails)
+        self._value_multiplier = Multiplier(how, kernel.keys, self._keys, has_tail=not key_tails)
+        (self._score_multiplier if key_tails else self._value_multiplier).configure()
+        rows = _VectorRows if how.lanes == 16 else _ScalarRows
+        self._rows = rows(kernel, how, self._buffers, self._pitch)
+
+    def _pack(self, index: list[Expr]) -> None:
+        kernel = self._kernel
+        k, values = (v.position(operand, index) for operand in (kernel.k, kernel.v))
+        source = Source(self._buffers["k"], k, kernel.k.strides[-1], kernel.k.strides[-2], kernel.depth, self._keys)
+
+        def pack_keys(chunk: Chunk, first: Expr) -> None:
+            vector = T.Bind(first // self._how.lanes)
+            self._packed_keys.pack(source, chunk, first, vector, self._score_zeros)
+            self._packed_keys.correct(chunk, vector, kernel.depth, self._score_zeros)
+
+        self._for_key_chunks(pack_keys)
+        source = Source(self._buffers["v"], values, kernel.v.strides[-2], kernel.v.strides[-1], self._keys, T.int32(kernel.value_depth))
+        for chunk in self._value_chunks:
+            self._packed_values.pack(source, chunk, chunk.first, chunk.first // self._how.lanes, self._value_zeros)
+
+    def _for_key_chunks(self, emit_one: Callable[[Chunk, Expr], None]) -> None:
+        """``emit_one(chunk, first key)`` for each that has keys: those of full width in a loop, the others one by one."""
+        wide = self._key_chunks[0]
+        full = sum(chunk.vectors == wide.vectors for chunk in self._key_chunks)
+        needed = T.Bind(T.min((self._keys + (wide.channels - 1)) // wide.channels, T.int32(full)))
+        with T.serial(0, needed) as number:
+            emit_one(wide, T.Bind(number * wide.channels))
+        for chunk in self._key_chunks[full:]:
+            if isinstance(self._keys, int):
+                emit_one(chunk, T.int32(chunk.first))
+                continue
+            with T.If(self._keys > chunk.first), T.Then():
+                emit_one(chunk, T.int32(chunk.first))
+
+    def _block_of_queries(self, index: list[Expr], first: Expr) -> None:
+        kernel = self._kernel
+        rows = T.Bind(T.min(self._queries - first, T.int32(self._block)))
+        q = Source(self._buffers["q"], v.position(kernel.q, index), kernel.q.strides[-2], 1, kernel.depth, self._queries)
+        self._left.pack(q, first, 0, T.int32(self._block), self._score_zeros)
+        terms = self._left.row_terms(0, T.int32(self._block), self._score_zeros)
+        start = Start(self._packed_keys.columns(self._score_zeros), terms, self._score_rounding)
+        with T.serial(0, T.Bind((rows + (self._score_tile - 1)) // self._score_tile)) as tile:
+            top = T.Bind(tile * self._score_tile)
+            self._for_key_chunks(functools.partial(self._score_tile_of, top, start))
+        mask = v.position(kernel.mask, index) if kernel.mask is not None else None
+        with T.serial(0, rows) as row:
+            at = None if mask is None or kernel.mask is None else T.Bind(mask + (first + row) * kernel.mask.strides[-2])
+            self._rows.emit(self._scores, self._probabilities, row, self._keys, at, self._value_terms, self._value_zeros)
+        output = T.Bind(v.position(kernel.output, index) + first * kernel.output.strides[-2])
+        with T.serial(0, T.Bind((rows + (self._value_tile - 1)) // self._value_tile)) as tile:
+            self._result_rows(T.Bind(tile * self._value_tile), rows, output)
+
+    def _score_tile_of(self, top: Expr, start: Start, chunk: Chunk, first: Expr) -> None:
+        vector = T.Bind(first // self._how.lanes)
+
+        def store(row: Expr, sums: list[Expr]) -> None:
+            result = self._score_rounding.epilogue.packed_bytes(sums, chunk, self._score_rounding.place)
+            e.store(self._scores, T.Bind((top + row) * self._pitch + first), result)
+
+        at = T.Bind(top * self._left.pitch)
+        self._score_multiplier.tile(
+            self._left.buffer, at, self._left.pitch, self._packed_keys, vector, chunk, self._score_tile, start.from_row(top), store
+        )
+
+    def _result_rows(self, top: Expr, rows: Expr, output: Expr) -> None:
+        rounding = self._result_rounding
+        start = Start(None, self._value_terms, rounding).from_row(top)
+        for chunk in self._value_chunks:
+
+            def store(row: Expr, sums: list[Expr], chunk: Chunk = chunk) -> None:
+                with T.If(top + row < rows), T.Then():
+                    at = T.Bind(output + (top + row) * self._kernel.output.strides[-2] + chunk.first)
+                    rounding.epilogue.store_at(sums, chunk, rounding.place, at)
+
+            at = T.Bind(top * self._pitch)
+            vector = T.int32(chunk.first // self._how.lanes)
+            self._value_multiplier.tile(
+                self._probabilities, at, self._pitch, self._packed_values, vector, chunk, self._value_tile, start, store
+            )
+
+
+class _Rows:
+    """From a row of scores to a row of probabilities."""
+
+    def __init__(self, kernel: AttentionKernel, how: Scheme, buffers: dict[str, Buffer], pitch: int) -> None:
+        self._kernel = kernel
+        self._how = how
+        self._buffers = buffers
+        self._pitch = pitch
+        self._count = _BYTE_LANES[how.lanes]
+        self._exponentials = e.scratch(pitch, "int16")
+        self._make_tables()
+
+    def _make_tables(self) -> None:
+        raise NotImplementedError
+
+    def _exponentiate(self, scores: Buffer, start: Expr, keys: Expr, largest: Expr, mask: Expr | None) -> Expr:
+        """Fill the row of exponentials, with zeros after the last key; gives their sum."""
+        raise NotImplementedError
+
+    def _lookup_words(self, start: Expr) -> list[Expr]:
+        """Twice the exponentials from ``start`` on, in the order that packing makes natural."""
+        raise NotImplementedError
+
+    def emit(
+        self, scores: Buffer, probabilities: Buffer, row: Expr, keys: Expr, mask: Expr | None, terms: Buffer | None, zeros: Zeros
+    ) -> None:
+        """``probabilities`` of a row, with zeros up to a whole vector; ``terms``: where the row's term of the second product belongs."""
+        start = T.Bind(row * self._pitch)
+        largest = self._largest(scores, start, keys, mask)
+        total = self._exponentiate(scores, start, keys, largest, mask)
+        bits = T.Bind(32 - T.Cast("int32", T.clz(T.max(total, T.int32(1)))))
+        f = T.Bind(T.shift_right(T.shift_left(total, (31 - bits) & 31), T.int32(16)))
+        y = T.Bind(RECIPROCAL_START - f)
+        for _ in range(RECIPROCAL_STEPS):
+            y = T.Bind(T.shift_right(y * T.Bind(65536 - T.shift_right(f * y, T.int32(14))), T.int32(15)))
+        lanes = self._count // 2 if self._count == _PACKED_VECTOR else self._count
+        reciprocal = v.splat(T.Cast("int16", y), lanes)
+        scale = T.Bind(T.shift_right(T.int32(1 << _PROBABILITY_SHIFT), (bits - 1) & 31))
+        rescale = v.splat(T.Cast("int16", scale), lanes)
+        high = (1 << self._kernel.bits) - 1
+        factor = e.constant((high << 8) - (1 << 16 if high >= 128 else 0), "int16", lanes)  # its bits as uint16
+        sum_of_row = v.Register(e.constant(0, "int32", self._how.lanes)) if terms is not None else None
+
+        def body(first: Expr, rest: Expr | None) -> None:
+            words = []
+            for doubled in self._lookup_words(first):
+                u = e.multiply_high_unsigned(doubled, reciprocal)
+                words.append(e.multiply_high_round(e.multiply_high_unsigned(u, factor), rescale))
+            packed = self._probability(words, high)
+            e.store(probabilities, T.Bind(start + first), packed)
+            if sum_of_row is not None:
+                sum_of_row.set(e.dot_bytes(sum_of_row.value, packed, e.constant(1, "int8", e.lanes(packed))))
+
+        v.over_row(keys, self._count, body)
+        if sum_of_row is not None:
+            T.buffer_store(terms, v.reduce("add", sum_of_row.value) * -zeros.flipped_right, [row])
+
+    def _probability(self, words: Sequence[Expr], high: int) -> Expr:
+        raise NotImplementedError
+
+    def _largest(self, scores: Buffer, start: Expr, keys: Expr, mask: Expr | None) -> Expr:
+        kind = self._kernel.scores_dtype
+        lowest = self._lowest
+        largest = v.Register(e.constant(lowest, kind, self._count))
+
+        def body(first: Expr, rest: Expr | None) -> None:
+            natural = e.reinterpret(e.load(scores, T.Bind(start + first), self._count), kind)
+            largest.set(v.maximum(largest.value, self._kept(natural, first, rest, mask, lowest)))
+
+        v.over_row(keys, self._count, body)
+        return v.reduce("smax" if kind == "int8" else "umax", largest.value)
+
+    @property
+    def _lowest(self) -> int:
+        return -128 if self._kernel.scores_dtype == "int8" else 0
+
+    def _kept(self, vector: Expr, first: Expr, rest: Expr | None, mask: Expr | None, neutral: int) -> Expr:
+        """The lanes that exist and are not masked, ``neutral`` in the others."""
+        if mask is not None:
+            kept = e.load(self._buffers["mask"], T.Bind(mask + first), self._count)
+            vector = T.Bind(T.Select(kept != v.like(kept, 0), vector, v.like(vector, neutral)))
+        return v.only_first(vector, rest, neutral)
+
+
+class _VectorRows(_Rows):
+    """AVX512-VBMI: byte planes of twice the table."""
+
+    def _make_tables(self) -> None:
+        self._planes = [e.scratch(TABLE_ENTRIES, "int8") for _ in range(2)]
+        for start in range(0, TABLE_ENTRIES, 16):
+            entry = e.load(self._buffers["table"], start, 16)
+            e.store(self._planes[0], start, e.cast(T.Bind(T.shift_left(entry, v.like(entry, 1))), "int8"))
+            e.store(self._planes[1], start, e.cast(T.Bind(T.shift_right(entry, v.like(entry, 7))), "int8"))
+
+    def _exponentiate(self, scores: Buffer, start: Expr, keys: Expr, largest: Expr, mask: Expr | None) -> Expr:
+        top = v.splat(T.reinterpret(largest, dtype="int8") if self._kernel.scores_dtype == "uint8" else largest, self._count)
+        sums = [v.Register(e.constant(0, "int32", 16)) for _ in range(2)]
+        ones = e.constant(1, "int8", self._count)
+
+        def body(first: Expr, rest: Expr | None) -> None:
+            difference = T.Bind(top - e.load(scores, T.Bind(start + first), self._count))
+            is_far = difference < v.like(difference, 0)  # not bound: TVM cannot analyse a vector of bool
+            found = []
+            for plane, total in zip(self._planes, sums, strict=True):
+                quarters = [e.load(plane, quarter, 64) for quarter in range(0, TABLE_ENTRIES, 64)]
+                near = e.permute_bytes(quarters[0], difference, quarters[1])
+                far = e.permute_bytes(quarters[2], difference, quarters[3])
+                byte = self._kept(T.Bind(T.Select(is_far, far, near)), first, rest, mask, 0)
+                total.set(e.dot_bytes(total.value, byte, ones))
+                found.append(byte)
+            for half in (0, 1):
+                words = e.reinterpret(e.interleave(found[0], found[1], half), "int16")
+                e.store(self._exponentials, T.Bind(first + 32 * half), words)
+
+        v.over_row(keys, self._count, body)
+        low, high = (total.value for total in sums)
+        doubled = v.reduce("add", T.Bind(low + T.shift_left(high, e.constant(8, "int32", 16))))
+        return T.Bind(T.shift_right(doubled, T.int32(1)))
+
+    def _lookup_words(self, start: Expr) -> list[Expr]:
+        return [e.load(self._exponentials, T.Bind(start + 32 * half), 32) for half in (0, 1)]
+
+    def _probability(self, words: Sequence[Expr], high: int) -> Expr:
+        packed = e.pack_bytes(words[0], words[1], unsigned=True)
+        if self._how.kind == "words":
+            return e.cast(e.reinterpret(packed, "uint8"), "int16")
+        if high == 255:
+            return packed
+        return e.reinterpret(v.minimum(e.reinterpret(packed, "uint8"), e.constant(high, "uint8", 64)), "int8")
+
+
+class _ScalarRows(_Rows):
+    """AVX2: exponentials one by one from the table in 16 bits."""
+
+    def _make_tables(self) -> None:
+        self._table = e.scratch(TABLE_ENTRIES, "int16")
+        for start in range(0, TABLE_ENTRIES, 8):
+            e.store(self._table, start, e.cast(e.load(self._buffers["table"], start, 8), "int16"))
+
+    def _exponentiate(self, scores: Buffer, start: Expr, keys: Expr, largest: Expr, mask: Expr | None) -> Expr:
+        top = T.Bind(T.Cast("int32", largest))
+        with T.serial(0, keys) as key:
+            score = T.Cast("int32", T.reinterpret(scores[start + key], dtype=self._kernel.scores_dtype))
+            found = T.Bind(self._table[T.bitwise_and(top - score, T.int32(255))])
+            if mask is not None:
+                found = T.Bind(T.Select(self._buffers["mask"][mask + key] != T.int8(0), found, T.int16(0)))
+            T.buffer_store(self._exponentials, found, [key])
+        total = v.Register(e.constant(0, "int32", 8))
+
+        def body(first: Expr, rest: Expr | None) -> None:
+            words = v.only_first(e.load(self._exponentials, first, 16), rest, 0)
+            if rest is not None:
+                e.store(self._exponentials, first, words)
+            total.set(e.dot_words(total.value, words, e.constant(1, "int16", 16)))
+
+        v.over_row(keys, 16, body)
+        return v.reduce("add", total.value)
+
+    def _lookup_words(self, start: Expr) -> list[Expr]:
+        words = e.load(self._exponentials, start, 16)
+        return [T.Bind(words + words)]
+
+    def _probability(self, words: Sequence[Expr], high: int) -> Expr:
+        return v.minimum(words[0], e.constant(high, "int16", 16))
