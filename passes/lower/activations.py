@@ -1,4 +1,8 @@
-"""Activations: bounds become the limits of a rounding, every other function of one 8-bit value is a table."""
+"""Activations: bounds become the limits of a rounding, every other function of one 8-bit value is a table.
+
+The functions of which ``arithmetic.nonlinear`` has integer forms can be computed instead, of inputs of up to 16 bits: the option
+``activation`` of the pass. A form of a paper that lacks a function is replaced by its nearest of ours (``_FORMS``).
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,27 @@ import torch
 from torch import fx
 
 from qcompiler import arithmetic
+from qcompiler.errors import VerificationError
 from qcompiler.ir import edit, elementwise
 from qcompiler.ir.edit import argument
+from qcompiler.ir.provenance import describe
 from qcompiler.ir.types import QuantizedType
 from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Unrounded, Value, limit, unsupported
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
+
+_BYTE, _WIDE = 8, 16
+
+_NAMES: dict[object, str] = {
+    _aten.gelu.default: "gelu",
+    _aten.silu.default: "silu",
+    _aten.sigmoid.default: "sigmoid",
+    _aten.tanh.default: "tanh",
+    _aten.exp.default: "exp",
+    _aten.erf.default: "erf",
+}
+# Option -> the forms to try in order: no paper has all functions.
+_FORMS = {"poly": ("poly",), "shift": ("shift",), "shift-gelu": ("shift-gelu", "shift"), "i-gelu": ("i-gelu", "i-exp", "poly")}
 
 
 def clamp(lowering: Lowering, node: fx.Node) -> Value:
@@ -30,7 +49,12 @@ def clamp(lowering: Lowering, node: fx.Node) -> Value:
 
 
 def function(lowering: Lowering, node: fx.Node) -> Value:
-    """Any function of one 8-bit value, element by element: a table with the exact rounding of the float64 function."""
+    """Any function of one value, element by element: a table with the exact rounding of the float64 function, or an integer form."""
+    name, option = _NAMES.get(node.target), lowering.functions.activation
+    if name is not None and option != "table":
+        return _computed(lowering, node, name, _form(name, option))
+    if name is not None and lowering.integers(node.args[0]).integer.bits > _BYTE:
+        raise unsupported(node, "a table needs 8 bits", "quantize its input to 8 bits, or lower with activation=poly")
     x = lowering.activation(node.args[0])
     computed = elementwise.scalar_function(node)
 
@@ -38,6 +62,23 @@ def function(lowering: Lowering, node: fx.Node) -> Value:
         return _lookup(lowering, x, arithmetic.build_table(computed, _type_of(x), quantized), quantized, low, high)
 
     return Unrounded(rounding)
+
+
+def _computed(lowering: Lowering, node: fx.Node, name: str, form: str) -> Value:
+    """``qc.nonlinear``, an accumulator that waits for its rounding."""
+    x = lowering.activation(node.args[0], bits=_WIDE)
+    reach = lowering.bounds_of(x.node).minus(x.zero_point).range
+    bound = reach.high if name == "exp" else max(abs(reach.low), abs(reach.high))
+    try:
+        constants, scale = arithmetic.nonlinear_parameters(name, form, float(x.scale), bound)
+    except VerificationError as error:
+        raise VerificationError(f"{describe(node)}: {error}") from error
+    accumulator = lowering.call(_qc.nonlinear.default, x.node, x.zero_point, name, form, constants, name=f"{node.name}_accumulator")
+    return lowering.accumulator(accumulator, torch.tensor(scale, dtype=torch.float64))
+
+
+def _form(name: str, option: str) -> str:
+    return next(form for form in _FORMS[option] if arithmetic.has_form(name, form))
 
 
 def prelu(lowering: Lowering, node: fx.Node) -> Value:

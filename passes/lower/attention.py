@@ -1,37 +1,49 @@
-r"""What transformers add to convolutional networks: products of two activations, softmax, LayerNorm.
+r"""What transformers add to convolutional networks: products of two activations, softmax, LayerNorm, RMSNorm, L2 normalization.
 
-LayerNorm of a row of N values with scale gamma and offset beta, from the normalized integers y of ``qc.normalize``::
+LayerNorm of a row of N values with scale gamma and offset beta, from the normalized integers y of ``qc.normalize``, of step u::
 
-    gamma (x - mean) / sqrt(variance + epsilon) + beta  =  y sqrt(N) 2^-29 gamma  +  s_beta q_beta
+    gamma (x - mean) / sqrt(variance + epsilon) + beta  =  y sqrt(N) u gamma  +  s_beta q_beta
 
-One ``qc.add`` computes the right side with one rounding: operand a is y with the multiplier of ``sqrt(N) 2^-29 gamma / s`` for each
-channel, negative where gamma is, operand b the constant ``q_beta = rint(beta / s_beta)`` in int16. Nothing is divided by gamma.
+One ``qc.add`` computes the right side with one rounding: operand a is y with the multiplier of ``sqrt(N) u gamma / s`` for each
+channel, negative where gamma is, operand b the constant ``q_beta = rint(beta / s_beta)`` in int16. Nothing is divided by gamma, also not
+for the forms of I-ViT and I-BERT, whose papers add ``floor(beta / gamma / (sqrt(N) u))`` to y: that differs by less than a step of y, and
+does not exist where gamma is 0. RMSNorm has no mean; L2 normalization neither sqrt(N) nor an affine part.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import torch
 from torch import fx
 
 from qcompiler import arithmetic
-from qcompiler.arithmetic.normalize import OUTPUT_FRACTION_BITS
 from qcompiler.errors import VerificationError
 from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
 from qcompiler.ir.provenance import describe
-from qcompiler.ir.types import INT16, IntegerType, QuantizedType, probability_type
-from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Unrounded, Value, unsupported
+from qcompiler.ir.types import INT16, INT32, IntegerType, QuantizedType, probability_type
+from qcompiler.passes.lower.lowering import (
+    IntegerValue,
+    Lowering,
+    LoweringFunction,
+    Masked,
+    OwnScale,
+    Unrounded,
+    Value,
+    unsupported,
+)
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
 
 _LARGEST_EPSILON = (1 << 62) - 1
+_BYTE, _WIDE = 8, 16
 
 
 def matmul(lowering: Lowering, node: fx.Node) -> Value:
     """``s_a (q_a - z_a) @ s_b (q_b - z_b)``: an exact int32 product of scale ``s_a s_b``."""
-    a, b = lowering.activation(argument(node, "self")), lowering.activation(argument(node, "other"))
+    a, b = (lowering.activation(argument(node, name), bits=_WIDE) for name in ("self", "other"))
     if min(a.node.meta["val"].ndim, b.node.meta["val"].ndim) < 2:
         raise unsupported(node, "an operand is a vector", "reshape it to a matrix")
     product = lowering.call(_qc.matmul.default, a.node, b.node, a.zero_point, b.zero_point, name=f"{node.name}_accumulator")
@@ -39,38 +51,120 @@ def matmul(lowering: Lowering, node: fx.Node) -> Value:
 
 
 def softmax(lowering: Lowering, node: fx.Node) -> Value:
-    """Over the last dimension, to unsigned integers of as many bits as the input and scale ``1 / (2^bits - 1)``."""
-    x = lowering.activation(argument(node, "self"))
+    """Over the last dimension, to unsigned integers whose largest is 1; a paper's form to as many bits and the scale that it has."""
+    x, drop = _scores(lowering, node)
     if argument(node, "dim") not in (-1, x.node.meta["val"].ndim - 1):
         raise unsupported(node, f"it runs over dimension {argument(node, 'dim')}, not the last", "permute the values around it")
-    quantized = probability_type(x.integer.bits)
-    table = lowering.constant(f"{node.name}_exponentials", arithmetic.exponential_table(float(x.scale)))
-    return lowering.rounded(
-        lowering.call(_qc.softmax.default, x.node, table, None, "table", [], x.integer.bits, name=f"{node.name}_integers"), quantized
-    )
+    form = lowering.functions.softmax
+    try:
+        table, constants = arithmetic.softmax_parameters(form, float(x.scale))
+    except VerificationError as error:
+        raise VerificationError(f"{describe(node)}: {error}") from error
+    entries = None if table is None else lowering.constant(f"{node.name}_exponentials", table)
+    keep = None if drop is None else lowering.call(_aten.logical_not.default, drop, name=f"{node.name}_keep")
+
+    def probabilities(bits: int) -> fx.Node:
+        return lowering.call(_qc.softmax.default, x.node, entries, keep, form, constants, bits, name=f"{node.name}_integers")
+
+    if form in ("shiftmax", "i-softmax"):
+        bits = _bits_of_reader(node, x.integer.bits)
+        quantized = QuantizedType(IntegerType(bits, signed=False), (arithmetic.softmax_scale(form, bits),))
+        value = lowering.rounded(probabilities(bits), quantized)
+        return OwnScale(*(getattr(value, field.name) for field in fields(value)))
+
+    def rounding(quantized: QuantizedType, low: int, high: int) -> fx.Node:
+        bits = quantized.integer.bits
+        plain = (low, high) == (0, (1 << bits) - 1) and quantized.zero_point == (0,)
+        if plain and quantized.scale == probability_type(bits).scale:
+            return probabilities(bits)
+        fine = probability_type(_WIDE)
+        return lowering.requantize(lowering.rounded(probabilities(_WIDE), fine), quantized, low, high)
+
+    return Unrounded(rounding)
 
 
 def layer_norm(lowering: Lowering, node: fx.Node) -> Value:
     """Over the last dimension; see the module's formula."""
-    x = lowering.integers(argument(node, "input"))
-    if len(argument(node, "normalized_shape")) != 1 or x.scale.numel() != 1 or x.is_accumulator:
-        raise unsupported(node, "it runs over several dimensions, or its input is not quantized per tensor", "reshape around it")
+    return _normalized(lowering, node, centre=True, epsilon=argument(node, "eps"))
+
+
+def rms_norm(lowering: Lowering, node: fx.Node) -> Value:
+    """``gamma x / sqrt(mean(x^2) + epsilon)`` over the last dimension."""
+    epsilon = argument(node, "eps")
+    return _normalized(lowering, node, centre=False, epsilon=torch.finfo(torch.float32).eps if epsilon is None else epsilon)
+
+
+def l2_normalize(lowering: Lowering, node: fx.Node) -> Value:
+    """``x / max(norm(x), epsilon)`` over the last dimension: rows of integers that are not 0 have a norm of a step at least."""
+    x = _rows(lowering, node, argument(node, "x"))
+    if argument(node, "eps") > float(x.scale):
+        raise unsupported(node, f"its eps is more than the step {float(x.scale):.3g} of its input", "use a smaller eps")
+    form = lowering.functions.normalize
+    normalized = lowering.call(_qc.normalize.default, x.node, x.zero_point, 0, False, form, name=f"{node.name}_normalized")
+    return lowering.round_accumulator(IntegerValue(normalized, torch.tensor(arithmetic.normalized_scale(form)).double(), 0, INT32))
+
+
+LOWERINGS: dict[object, LoweringFunction] = {
+    _aten.matmul.default: matmul,
+    _aten.softmax.int: softmax,
+    _aten.layer_norm.default: layer_norm,
+    _aten.rms_norm.default: rms_norm,
+    _qc.l2_normalize.default: l2_normalize,
+}
+
+
+def _scores(lowering: Lowering, node: fx.Node) -> tuple[IntegerValue, fx.Node | None]:
+    """What a softmax reads, with one scale and as many bits as its form takes, and the mask of what it leaves out."""
+    operand = argument(node, "self")
+    value = lowering.values.get(operand)
+    masked = value if isinstance(value, Masked) else None
+    scores = masked.scores if masked is not None else lowering.integers(operand)
+    form = lowering.functions.softmax
+    most = _BYTE if form == "table" else _WIDE
+    if scores.integer.bits > most or scores.scale.numel() != 1:
+        advice = "quantize them to 8 bits, or lower with softmax=poly" if form == "table" else "quantize them to 16 bits at most"
+        raise unsupported(node, f"its scores are {scores.integer} and form '{form}' takes {most} bits of one scale", advice)
+    return scores, masked.drop if masked is not None else None
+
+
+def _bits_of_reader(node: fx.Node, default: int) -> int:
+    """Bits that the QDQ graph rounds the value to."""
+    widths = [argument(user, "bits") for user in node.users if user.target is _qc.quantize.default]
+    return max(widths, default=default)
+
+
+def _rows(lowering: Lowering, node: fx.Node, operand: fx.Node) -> IntegerValue:
+    x = lowering.integers(operand)
+    if x.scale.numel() != 1 or x.is_accumulator:
+        raise unsupported(node, "its input is not quantized per tensor", "quantize it to 16 bits with one scale")
+    return x
+
+
+def _normalized(lowering: Lowering, node: fx.Node, centre: bool, epsilon: float) -> Value:
+    if len(argument(node, "normalized_shape")) != 1:
+        raise unsupported(node, "it runs over several dimensions", "reshape around it")
+    x, form = _rows(lowering, node, argument(node, "input")), lowering.functions.normalize
     length = x.node.meta["val"].shape[-1]
-    epsilon = arithmetic.integer_epsilon(argument(node, "eps"), float(x.scale), length, centre=True)
+    rounded = arithmetic.integer_epsilon(epsilon, float(x.scale), length, centre) if form == "newton" else 0
     name = f"{node.name}_normalized"
-    normalized = lowering.call(_qc.normalize.default, x.node, x.zero_point, min(epsilon, _LARGEST_EPSILON), True, "newton", name=name)
-    gamma, beta = (_affine(node, which, length, default) for which, default in (("weight", 1.0), ("bias", 0.0)))
-    scale = gamma.abs() * math.sqrt(length) * 2.0**-OUTPUT_FRACTION_BITS
+    normalized = lowering.call(_qc.normalize.default, x.node, x.zero_point, min(rounded, _LARGEST_EPSILON), centre, form, name=name)
+    gamma = _affine(node, "weight", length, 1.0)
+    beta = _affine(node, "bias", length, 0.0) if centre else torch.zeros(length, dtype=torch.float64)
+    return _affine_rounding(lowering, node, normalized, gamma * math.sqrt(length) * arithmetic.normalized_scale(form), beta)
+
+
+def _affine_rounding(lowering: Lowering, node: fx.Node, normalized: fx.Node, slope: torch.Tensor, beta: torch.Tensor) -> Unrounded:
+    """``normalized * slope + beta`` for each channel, rounded once."""
     offset = _quantized_offset(lowering, node, beta)
 
     def rounding(quantized: QuantizedType, low: int, high: int) -> fx.Node:
-        bound = lowering.magnitude(IntegerValue(normalized, torch.ones(()), 0, IntegerType(32, signed=True)))
-        factors = scale / quantized.scale[0], offset.scale / quantized.scale[0]
+        bound = lowering.magnitude(IntegerValue(normalized, torch.ones(()), 0, INT32))
+        factors = slope.abs() / quantized.scale[0], offset.scale / quantized.scale[0]
         try:
             dyadic = arithmetic.choose_residual(factors[0], bound, factors[1], torch.tensor(INT16.high))
         except VerificationError as error:
             raise VerificationError(f"{describe(node)}: {error}") from error
-        multiplier_a = torch.where(gamma < 0, -dyadic.multiplier_a, dyadic.multiplier_a)
+        multiplier_a = torch.where(slope < 0, -dyadic.multiplier_a, dyadic.multiplier_a)
         values = (dyadic.pre_shift_a, multiplier_a, dyadic.pre_shift_b, dyadic.multiplier_b)
         names = ("pre_shift_a", "multiplier_a", "pre_shift_b", "multiplier_b")
         parameters = [lowering.constant(f"{node.name}_{name}", value) for name, value in zip(names, values, strict=True)]
@@ -80,13 +174,6 @@ def layer_norm(lowering: Lowering, node: fx.Node) -> Value:
         return lowering.call(_qc.add.default, *operands, name=f"{node.name}_requantized")
 
     return Unrounded(rounding)
-
-
-LOWERINGS: dict[object, LoweringFunction] = {
-    _aten.matmul.default: matmul,
-    _aten.softmax.int: softmax,
-    _aten.layer_norm.default: layer_norm,
-}
 
 
 def _affine(node: fx.Node, name: str, length: int, default: float) -> torch.Tensor:

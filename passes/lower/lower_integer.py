@@ -9,13 +9,14 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from qcompiler.arithmetic import NORMALIZE_FORMS, SOFTMAX_FORMS
 from qcompiler.errors import UnknownNameError, UnsupportedOpError
 from qcompiler.ir import edit, elementwise, ranges
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.provenance import describe
 from qcompiler.ir.types import IntegerRange, IntegerType, QuantizedType, Stage
 from qcompiler.passes.lower import activations, arithmetic_ops, attention, codes, islands, layers, movement, pooling, tokens
-from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Real, Unrounded, Value
+from qcompiler.passes.lower.lowering import Functions, IntegerValue, Lowering, LoweringFunction, OwnScale, Real, Unrounded, Value
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult, Promise
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
@@ -32,6 +33,7 @@ LOWERINGS: Mapping[object, LoweringFunction] = {
 }
 
 REQUANTIZE_OPTIONS = ("auto", "high", "narrow", "exact64")
+ACTIVATION_OPTIONS = ("table", "poly", "shift", "shift-gelu", "i-gelu")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class LowerInteger(Pass):
         requantize: form of the requantizations; ``auto`` takes ``narrow`` where its proven error is within ``narrow_tolerance``
             of the ideal 1/2 of an output step in every channel, else ``high``.
         narrow_tolerance: see above, in output steps.
+        softmax: ``table`` (8-bit scores), ``poly``, ``shift`` (scores of up to 16 bits), or as a paper has it: ``shiftmax`` (I-ViT),
+            ``i-softmax`` (I-BERT).
+        activation: GELU, SiLU, sigmoid, tanh, exp and erf: ``table`` (8-bit inputs), ``poly``, ``shift`` (up to 16 bits), ``shift-gelu``
+            (I-ViT; what is no GELU takes ``shift``), ``i-gelu`` (I-BERT: GELU, erf and exp; the rest ``poly``).
+        normalize: ``newton``, or ``i-layernorm`` (I-ViT), ``i-bert``, which ignore epsilon.
         allow_float: full names of ops ("aten.sin.default") that stay in float: islands between a dequantize and a quantize, which the
             notes list. Those that ``quantize`` left in float for this reason are known.
 
@@ -58,15 +65,27 @@ class LowerInteger(Pass):
 
     requantize: str = "auto"
     narrow_tolerance: float = 0.02
+    softmax: str = "table"
+    activation: str = "table"
+    normalize: str = "newton"
     allow_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.requantize not in REQUANTIZE_OPTIONS:
-            raise UnknownNameError("form of requantization", self.requantize, REQUANTIZE_OPTIONS)
+        known = {
+            "requantization": (self.requantize, REQUANTIZE_OPTIONS),
+            "softmax": (self.softmax, SOFTMAX_FORMS),
+            "activation": (self.activation, ACTIVATION_OPTIONS),
+            "normalization": (self.normalize, NORMALIZE_FORMS),
+        }
+        for what, (form, forms) in known.items():
+            if form not in forms:
+                raise UnknownNameError(f"form of {what}", form, forms)
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         result = edit.copy(program)
-        lowering = Lowering(result.graph_module, self.requantize, self.narrow_tolerance)
+        lowering = Lowering(
+            result.graph_module, self.requantize, self.narrow_tolerance, Functions(self.softmax, self.activation, self.normalize)
+        )
         _declare_inputs(result, lowering)
         allowed = frozenset(node for node in result.graph.nodes if node.name in program.islands or str(node.target) in self.allow_float)
         for node in list(result.graph.nodes):
@@ -127,6 +146,8 @@ def _quantize(lowering: Lowering, node: fx.Node) -> IntegerValue:
     if source.op == "placeholder":
         return _integer_input(lowering, source, quantized)
     value = lowering.values.get(source)
+    if isinstance(value, OwnScale):
+        return value
     if isinstance(value, Real):
         return islands.quantize(lowering, value, quantized)
     if isinstance(value, Unrounded):

@@ -93,6 +93,11 @@ class Unrounded:
 
 
 @dataclass(frozen=True, eq=False)
+class OwnScale(IntegerValue):
+    """Integers whose scale their op fixes, as the papers' softmax does: a quantize of this value leaves them as they are."""
+
+
+@dataclass(frozen=True, eq=False)
 class Masked:
     """Scores and the mask beside them: ``drop`` is a bool node, True where an element is left out of the softmax."""
 
@@ -128,6 +133,15 @@ def single_scale(quantized: QuantizedType) -> torch.Tensor:
     return torch.tensor(quantized.scale[0], dtype=torch.float64)
 
 
+@dataclass(frozen=True)
+class Functions:
+    """Which integer form each kind of non-linear function takes: the options of the pass."""
+
+    softmax: str = "table"
+    activation: str = "table"
+    normalize: str = "newton"
+
+
 @dataclass
 class Lowering:
     """State of one run over one graph. ``node`` is the QDQ node that is being lowered: new nodes go before it and stand for it."""
@@ -135,6 +149,7 @@ class Lowering:
     graph_module: fx.GraphModule
     requantize_form: str
     narrow_tolerance: float
+    functions: Functions = Functions()
     node: fx.Node = field(init=False)
     values: dict[fx.Node, Value] = field(default_factory=dict)
     bounds: dict[fx.Node, Bounds] = field(default_factory=dict)

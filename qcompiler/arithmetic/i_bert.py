@@ -163,7 +163,8 @@ def i_gelu(x: Tensor, constants: Sequence[int]) -> Tensor:
 def integer_root(value: Tensor) -> Tensor:
     """floor(sqrt(n)) by Newton (the paper's Algorithm 4), int64 n in [0, 2^50): ``k = floor((k + floor(n / k)) / 2)``.
 
-    The start ``2^ceil(bits / 2)`` is within a factor of 2 above the root; the steps fall to its floor and stay there or go up by one, hence the minimum.
+    The start ``2^ceil(bits / 2)`` is within a factor of 2 above the root; the steps fall to its floor and stay there or go up by one,
+    hence the minimum.
     """
     positive = value.clamp(min=1)
     bits = torch.frexp(positive.to(torch.float64)).exponent.to(torch.int64)

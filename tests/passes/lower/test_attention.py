@@ -76,3 +76,65 @@ def test_each_op_within_a_step_of_its_simulation(
 def test_rejections(function: Callable[[Tensor], Tensor], message: str, compile_network: Callable[..., Any]) -> None:
     with pytest.raises(UnsupportedOpError, match=message):
         compile_network(Function(function), (3, 7, 16), canonicalize=False)
+
+
+class Masked(nn.Module):
+    """Softmax of scores of which some are left out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        drop = torch.arange(16) % 5 == 2
+        return torch.softmax(x.masked_fill(drop, float("-inf")), dim=-1)
+
+
+@pytest.mark.parametrize(("form", "steps"), [("table", 1.001), ("poly", 1.001), ("shift", 3.001), ("shiftmax", 20), ("i-softmax", 12)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_forms_of_softmax(form: str, steps: float, masked: bool, compile_network: Callable[..., object]) -> None:
+    model = Masked() if masked else Function(lambda x: torch.softmax(x, dim=-1))
+    compiled = compile_network(model, (3, 7, 16), lower=f"softmax={form}")
+    node = next(node for node in compiled.integer.graph.nodes if node.target is torch.ops.qc.softmax.default)
+    assert node.args[3] == form
+    assert (node.args[2] is not None) == masked
+    compiled.integer.verify()
+    result = compiled.integer(*compiled.inputs)
+    if masked:
+        assert result[..., 2::5].abs().max() == 0
+    scale = 1 / 255
+    assert (result - model(*compiled.inputs)).abs().max() / scale < steps + 1
+
+
+@pytest.mark.parametrize("form", ["poly", "shift"])
+def test_scores_of_16_bits(form: str, compile_network: Callable[..., object]) -> None:
+    function = Function(lambda x: torch.softmax(x @ x.transpose(1, 2), dim=-1))
+    compiled = compile_network(function, (3, 7, 16), quantize="score_bits=16", lower=f"softmax={form}")
+    node = next(node for node in compiled.integer.graph.nodes if node.target is torch.ops.qc.softmax.default)
+    assert node.args[0].meta["val"].dtype == torch.int16
+    compiled.integer.verify()
+    assert compiled.steps_apart() < 3.5
+
+
+def test_scores_of_16_bits_have_no_table(compile_network: Callable[..., object]) -> None:
+    function = Function(lambda x: torch.softmax(x @ x.transpose(1, 2), dim=-1))
+    with pytest.raises(UnsupportedOpError, match="quantize them to 8 bits, or lower with softmax=poly"):
+        compile_network(function, (3, 7, 16), quantize="score_bits=16")
+
+
+@pytest.mark.parametrize("form", ["newton", "i-layernorm", "i-bert"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: nn.functional.layer_norm(x, (16,), torch.linspace(-1, 2, 16), torch.linspace(1, -1, 16)),
+        lambda x: nn.functional.rms_norm(x, (16,), torch.linspace(-1, 2, 16)),
+        lambda x: nn.functional.normalize(x, dim=-1),
+    ],
+    ids=["layer norm", "rms norm", "l2"],
+)
+def test_forms_of_normalization(form: str, function: Callable[[Tensor], Tensor], compile_network: Callable[..., object]) -> None:
+    compiled = compile_network(Function(function), (3, 7, 16), lower=f"normalize={form}")
+    compiled.integer.verify()
+    # Outputs have 16 bits here. newton keeps 11 bits of the largest value of a row; the papers round the mean to a step of the input.
+    assert compiled.steps_apart() < (16 if form == "newton" else 4)
+
+
+def test_a_papers_layer_norm_with_a_scale_of_zero(compile_network: Callable[..., object]) -> None:
+    function = Function(lambda x: nn.functional.layer_norm(x, (16,), torch.zeros(16), torch.linspace(1, -1, 16)))
+    assert compile_network(function, (3, 7, 16), lower="normalize=i-layernorm").steps_apart() < 1.1
