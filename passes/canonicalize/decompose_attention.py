@@ -118,10 +118,9 @@ def _later(site: Site, node: fx.Node) -> fx.Node:
     assert largest is not None  # check looked already
     result = site.constant(f"{node.name}_later", torch.ones(largest, dtype=torch.bool).triu(1))
     for dim, name in enumerate(("query", "key")):
-        operand = edit.argument(node, name)
-        if isinstance(operand.meta["val"].shape[-2], torch.SymInt):
-            end = site.call(_aten.sym_size.int, operand, operand.meta["val"].ndim - 2)
-            result = site.call(_aten.slice.Tensor, result, dim, 0, end, 1)
+        length = edit.argument(node, name).meta["val"].shape[-2]
+        if isinstance(length, torch.SymInt):
+            result = site.call(_aten.slice.Tensor, result, dim, 0, patterns.size_of(site, length), 1)
     return result
 
 

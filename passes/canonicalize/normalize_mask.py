@@ -180,28 +180,18 @@ def _without_neutral(site: Site, node: fx.Node) -> fx.Node:
     first, second = node.args
     other = second if _everywhere(first) is _NEUTRAL[node.target] else first
     assert isinstance(other, fx.Node)  # logic of tensors
-    return other if patterns.sizes(other) == patterns.sizes(node) else expanded(site, other, node)
+    return other if patterns.sizes(other) == patterns.sizes(node) else _expanded(site, other, node)
 
 
-def expanded(site: Site, value: fx.Node, like: fx.Node) -> fx.Node:
+def _expanded(site: Site, value: fx.Node, like: fx.Node) -> fx.Node:
     """``value`` repeated to the shape of ``like``."""
     rank, shape = value.meta["val"].ndim, like.meta["val"].shape
     sizes: list[Any] = []
     for position, size in enumerate(shape):
         own = position - len(shape) + rank
         same = own >= 0 and str(value.meta["val"].shape[own]) == str(size)
-        sizes.append(-1 if same else size if isinstance(size, int) else _size(site, like, position))
+        sizes.append(-1 if same else patterns.size_of(site, size))
     return site.call(_aten.expand.default, value, sizes)
-
-
-def _size(site: Site, like: fx.Node, position: int) -> fx.Node:
-    """A node that reads the size from an operand of ``like``, of which that dimension comes."""
-    for source in like.all_input_nodes:
-        value = source.meta["val"]
-        own = position - like.meta["val"].ndim + value.ndim if isinstance(value, torch.Tensor) else -1
-        if own >= 0 and str(value.shape[own]) == str(like.meta["val"].shape[position]):
-            return site.call(_aten.sym_size.int, source, own)
-    raise AssertionError("a broadcast size comes from an operand")
 
 
 def _fills_with_tensor(node: fx.Node) -> bool:

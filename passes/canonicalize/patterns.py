@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
+from qcompiler.pipeline.rewrite import Site
 
 _aten = torch.ops.aten
 
@@ -91,6 +92,17 @@ def sizes(node: fx.Node) -> list[str]:
 def symbols(node: fx.Node) -> int:
     """How many dimensions of a value have a size that is known at run time."""
     return sum(isinstance(size, torch.SymInt) for size in node.meta["val"].shape)
+
+
+def size_of(site: Site, size: int | torch.SymInt) -> int | fx.Node:
+    """A size as an argument: a number, or a node that reads it from an input, placed before ``site``."""
+    if isinstance(size, int):
+        return size
+    for node in site.graph_module.graph.nodes:
+        for dim, other in enumerate(node.meta["val"].shape if node.op == "placeholder" else ()):
+            if str(other) == str(size):
+                return site.call(_aten.sym_size.int, node, dim)
+    raise AssertionError(f"no input has the size {size}")  # sizes come from inputs
 
 
 def _node(value: object) -> fx.Node | None:

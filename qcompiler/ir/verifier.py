@@ -3,7 +3,9 @@
 1. Structure: the conventions of ``Program`` (flat constants, one tuple of outputs, ``val`` and ``provenance`` everywhere, code up to date).
 2. Specification: ops, dtypes and attributes are those of the stage's table (``qcompiler.ir.stages``).
 3. Values: ``val`` of every node is what the op's own shape function gives; inputs and outputs are what their ``ValueSpec`` say.
-4. At INTEGER: every value stays in its type for all inputs (``qcompiler.ir.ranges``), and declared ranges hold what is proven.
+4. Islands: float ops that the user allowed, by name in ``Program.islands``. At INTEGER each reads ``qc.dequantize`` or an island and is
+   read by ``qc.quantize`` or another island; nothing else there may be float.
+5. At INTEGER: every value stays in its type for all inputs (``qcompiler.ir.ranges``), and declared ranges hold what is proven.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from qcompiler.ir.sizes import Symbols, shape_text, specified, symbols_of
 from qcompiler.ir.stages import STAGES, OpSpecification, StageSpecification
 from qcompiler.ir.types import QuantizedType, Stage
 
+_qc = torch.ops.qc
+
 _WAY_OUT = {
     Stage.FLOAT: "rewrite that line with supported ops",
     Stage.QDQ: "keep float ops and quantize/dequantize only",
@@ -41,19 +45,29 @@ def verify(program: Program) -> None:
     """Raise VerificationError unless the program keeps the specification of its stage; the message names the first node that does not."""
     specification = STAGES[program.stage]
     _check_structure(program)
+    islands = frozenset(node for node in program.graph.nodes if node.name in program.islands)
     for node in program.graph.nodes:
-        _check_node(node, specification)
+        if node in islands or _is_shore(node, islands, program.stage):
+            _check_island(node, islands, program.stage)
+        else:
+            _check_node(node, specification)
     _check_signature(program)
     if program.stage is Stage.INTEGER:
         _check_ranges(program, analyze(program))
 
 
 def prove_integer_only(program: Program) -> str:
-    """Verify an INTEGER program and give the line that says so: ``integer-only: proven (N integer ops, 0 float ops)``."""
+    """Verify an INTEGER program and give the line that says so: ``integer-only: proven (N integer ops, 0 float ops)``.
+
+    With islands it is not, and the line says which float ops were allowed; everything else is proven all the same.
+    """
     if program.stage is not Stage.INTEGER:
         raise VerificationError(f"the program is at stage {program.stage.value}, not integer: lower it with the pass 'lower-integer'")
     verify(program)
     report = integer_report(program)
+    if program.islands:
+        names = ", ".join(program.islands)
+        return f"integers but for islands: proven ({report.integer_ops} integer ops, {report.float_ops} float ops in the islands {names})"
     return f"integer-only: proven ({report.integer_ops} integer ops, {report.float_ops} float ops)"
 
 
@@ -117,6 +131,29 @@ def _check_node(node: fx.Node, specification: StageSpecification) -> None:
     if node.op == "get_attr":
         _check_value(node, constant_value(node), "the constant is")
     _check_dtypes(node, node.meta["val"], specification.dtypes, "its value", specification.stage)
+
+
+def _is_shore(node: fx.Node, islands: frozenset[fx.Node], stage: Stage) -> bool:
+    """Whether the node is the conversion at the border of an island, of which only INTEGER takes notice."""
+    if stage is not Stage.INTEGER or node.op != "call_function":
+        return False
+    if node.target is _qc.dequantize.default:
+        return bool(node.users) and islands.issuperset(node.users)
+    return node.target is _qc.quantize.default and node.args[0] in islands
+
+
+def _check_island(node: fx.Node, islands: frozenset[fx.Node], stage: Stage) -> None:
+    """An island computes floats from floats; at INTEGER none of them leaves it but through a quantize."""
+    if not (isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable):
+        raise VerificationError(
+            f"{describe(node)} is declared a float island, but is no op without side effects; keep it out of allow_float"
+        )
+    _check_value(node, _evaluated(node), "its op gives")
+    if stage is not Stage.INTEGER or node.target is _qc.quantize.default:
+        return
+    for user in node.users:
+        if user not in islands and not _is_shore(user, islands, stage):
+            raise VerificationError(f"{describe(node)} is a float island, but {describe(user)} reads it; quantize its result first")
 
 
 def _check_call(node: fx.Node, specification: StageSpecification) -> None:
