@@ -104,15 +104,23 @@ def analyze(program: Program) -> dict[fx.Node, Bounds]:
         if node.op == "placeholder":
             spec = next(specs)
             known[node] = _of_type(node, spec.quantized.integer) if spec.quantized else _of_input(node, spec.range)
-        elif node.op != "output" and isinstance(node.meta["val"], torch.Tensor):  # else it is a size
+        elif node.op != "output" and _has_bounds(node, program):
             known[node] = bounds_of(node, known)
     return known
+
+
+def _has_bounds(node: fx.Node, program: Program) -> bool:
+    """Sizes have none, and neither have the floats of islands that the program declares."""
+    value = node.meta["val"]
+    return isinstance(value, torch.Tensor) and not (bool(program.islands) and value.is_floating_point())
 
 
 def bounds_of(node: fx.Node, known: Known) -> Bounds:
     """Bounds of a constant or a call, given those of its operands. Raises as ``analyze``."""
     if node.op == "get_attr":
         return _of_constant(node)
+    if node.target is _qc.quantize.default:  # behind a float island: whatever comes out of it saturates
+        return _of_type(node, IntegerType(argument(node, "bits"), argument(node, "signed")))
     rule = _RULES.get(node.target) if callable(node.target) else None
     if rule is None:
         raise VerificationError(f"{describe(node)}: no range can be proven for this op at stage integer; lower it to qc:: ops first")

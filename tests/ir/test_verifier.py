@@ -14,7 +14,7 @@ from qcompiler.ir import edit
 from qcompiler.ir.builder import GraphBuilder
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.provenance import Provenance
-from qcompiler.ir.ranges import annotate
+from qcompiler.ir.ranges import analyze, annotate
 from qcompiler.ir.types import INT8, INT32, UINT8, IntegerRange, QuantizedType, Stage
 from qcompiler.ir.verifier import IntegerReport, integer_report, prove_integer_only, verify
 
@@ -274,3 +274,35 @@ def test_mutation_is_no_op_of_stage_float() -> None:
     relu.target = aten.relu_.default
     edit.finish(program.graph_module)
     rejects(program, r"'relu' \(aten.relu_.default\) at net.py:7 .* is no op of stage float; rewrite that line with supported ops")
+
+
+def island_program() -> Program:
+    """uint8 -> dequantize -> sin -> quantize -> clamp, with the sine declared."""
+    builder = GraphBuilder()
+    x = builder.input("x", (None, 4), torch.uint8)
+    real = builder.call(qc.dequantize.default, x, [0.1], [3], -1, 8, False, provenance=PLACE)
+    sine = builder.call(aten.sin.default, real, provenance=PLACE)
+    back = builder.call(qc.quantize.default, sine, [0.01], [0], -1, 8, True, provenance=PLACE)
+    y = builder.call(qc.clamp.default, back, -50, 99, provenance=PLACE)
+    kinds = QuantizedType(UINT8, (0.1,), (3,)), QuantizedType(INT8, (0.01,))
+    specs = tuple(ValueSpec(name, torch.float32, (None, 4), kind) for name, kind in zip("xy", kinds, strict=True))
+    return Program(builder.finish(y), Stage.INTEGER, specs[:1], specs[1:], islands=(sine.name,))
+
+
+def test_declared_islands_are_allowed_and_counted() -> None:
+    program = island_program()
+    verify(program)
+    assert prove_integer_only(program) == "integers but for islands: proven (1 integer ops, 3 float ops in the islands sin)"
+    assert call(program, qc.clamp.default) in analyze(program)
+
+
+def test_an_island_that_nobody_declared_is_caught() -> None:
+    rejects(replace(island_program(), islands=()), "is no op of stage integer")
+
+
+def test_floats_do_not_leave_an_island() -> None:
+    program = island_program()
+    sine = call(program, aten.sin.default)
+    edit.insert_call(program.graph, aten.neg.default, (sine,), after=sine, provenance_from=[sine])
+    edit.finish(program.graph_module)
+    rejects(program, "is a float island, but 'neg' .* reads it; quantize its result first")
