@@ -118,7 +118,8 @@ class _Attention:
         self._packed_keys = Right(how, kernel.k.dtype, kernel.depth, sum(chunk.vectors for chunk in self._key_chunks))
         self._packed_values = Right(how, kernel.v.dtype, kernel.keys, sum(chunk.vectors for chunk in self._value_chunks))
         self._scores = e.scratch(self._block * self._pitch, "int8")
-        self._probabilities = e.scratch(self._block * self._pitch, how.element)
+        self._probability_pitch = self._pitch * (1 if how.kind == "words" else 2)  # exponentials of 16 bits lie there first
+        self._probabilities = e.scratch(self._block * self._probability_pitch, how.element)
         self._value_terms = T.alloc_buffer((self._block,), "int32", scope="local") if self._value_zeros.flipped_right else None
         self._score_rounding = Rounding(kernel.scores, kernel.scores_dtype, self._buffers, "score_")
         self._result_rounding = Rounding(kernel.result, kernel.output.dtype, self._buffers, "result_")
@@ -128,7 +129,7 @@ class _Attention:
         self._value_multiplier = Multiplier(how, kernel.keys, self._keys, has_tail=not key_tails)
         (self._score_multiplier if key_tails else self._value_multiplier).configure()
         rows = _VectorRows if how.lanes == 16 else _ScalarRows
-        self._rows = rows(kernel, how, self._buffers, self._pitch)
+        self._rows = rows(kernel, how, self._buffers, self._pitch, self._block)
 
     def _pack(self, index: list[Expr]) -> None:
         kernel = self._kernel
@@ -170,9 +171,11 @@ class _Attention:
             top = T.Bind(tile * self._score_tile)
             self._for_key_chunks(functools.partial(self._score_tile_of, top, start))
         mask = v.position(kernel.mask, index) if kernel.mask is not None else None
-        with T.serial(0, rows) as row:
-            at = None if mask is None or kernel.mask is None else T.Bind(mask + (first + row) * kernel.mask.strides[-2])
-            self._rows.emit(self._scores, self._probabilities, row, self._keys, at, self._value_terms, self._value_zeros)
+
+        def mask_of(row: Expr) -> Expr | None:
+            return None if kernel.mask is None else T.Bind(mask + (first + row) * kernel.mask.strides[-2])
+
+        self._rows.emit(self._scores, self._probabilities, rows, self._keys, mask_of, self._value_terms, self._value_zeros)
         output = T.Bind(v.position(kernel.output, index) + first * kernel.output.strides[-2])
         with T.serial(0, T.Bind((rows + (self._value_tile - 1)) // self._value_tile)) as tile:
             self._result_rows(T.Bind(tile * self._value_tile), rows, output)
@@ -199,76 +202,118 @@ class _Attention:
                     at = T.Bind(output + (top + row) * self._kernel.output.strides[-2] + chunk.first)
                     rounding.epilogue.store_at(sums, chunk, rounding.place, at)
 
-            at = T.Bind(top * self._pitch)
+            at = T.Bind(top * self._probability_pitch)
             vector = T.int32(chunk.first // self._how.lanes)
             self._value_multiplier.tile(
-                self._probabilities, at, self._pitch, self._packed_values, vector, chunk, self._value_tile, start, store
+                self._probabilities, at, self._probability_pitch, self._packed_values, vector, chunk, self._value_tile, start, store
             )
 
 
 class _Rows:
-    """From a row of scores to a row of probabilities."""
+    """From the scores of a block of queries to probabilities, in phases over all rows, so that the rows' reductions overlap.
 
-    def __init__(self, kernel: AttentionKernel, how: Scheme, buffers: dict[str, Buffer], pitch: int) -> None:
+    A row of exponentials (int16) becomes the row of probabilities in place, from its first byte on.
+    """
+
+    def __init__(self, kernel: AttentionKernel, how: Scheme, buffers: dict[str, Buffer], pitch: int, block: int) -> None:
         self._kernel = kernel
         self._how = how
         self._buffers = buffers
         self._pitch = pitch
         self._count = _BYTE_LANES[how.lanes]
-        self._exponentials = e.scratch(pitch, "int16")
+        self._words = self._count // 2 if how.lanes == 16 else self._count
+        self._rows = -(-block // how.lanes) * how.lanes
+        self._largest_scores = T.alloc_buffer((self._rows,), "int8", scope="local")
+        self._totals, self._reciprocals, self._scales = (e.scratch(self._rows, "int32") for _ in range(3))
+        for start in range(0, self._rows, how.lanes):
+            e.store(self._totals, start, e.constant(0, "int32", how.lanes))
         self._make_tables()
 
     def _make_tables(self) -> None:
         raise NotImplementedError
 
-    def _exponentiate(self, scores: Buffer, start: Expr, keys: Expr, largest: Expr, mask: Expr | None) -> Expr:
-        """Fill the row of exponentials, with zeros after the last key; gives their sum."""
+    def _exponentiate(self, scores: Buffer, row: Expr, exponentials: Buffer, keys: Expr, mask: Expr | None) -> Expr:
+        """Fill a row of exponentials, with zeros after the last key; gives their sum."""
         raise NotImplementedError
 
-    def _lookup_words(self, start: Expr) -> list[Expr]:
-        """Twice the exponentials from ``start`` on, in the order that packing makes natural."""
+    def _doubled(self, exponentials: Buffer, start: Expr) -> list[Expr]:
+        """Twice the exponentials from element ``start`` on, in the order that packing makes natural."""
         raise NotImplementedError
-
-    def emit(
-        self, scores: Buffer, probabilities: Buffer, row: Expr, keys: Expr, mask: Expr | None, terms: Buffer | None, zeros: Zeros
-    ) -> None:
-        """``probabilities`` of a row, with zeros up to a whole vector; ``terms``: where the row's term of the second product belongs."""
-        start = T.Bind(row * self._pitch)
-        largest = self._largest(scores, start, keys, mask)
-        total = self._exponentiate(scores, start, keys, largest, mask)
-        bits = T.Bind(32 - T.Cast("int32", T.clz(T.max(total, T.int32(1)))))
-        f = T.Bind(T.shift_right(T.shift_left(total, (31 - bits) & 31), T.int32(16)))
-        y = T.Bind(RECIPROCAL_START - f)
-        for _ in range(RECIPROCAL_STEPS):
-            y = T.Bind(T.shift_right(y * T.Bind(65536 - T.shift_right(f * y, T.int32(14))), T.int32(15)))
-        lanes = self._count // 2 if self._count == _PACKED_VECTOR else self._count
-        reciprocal = v.splat(T.Cast("int16", y), lanes)
-        scale = T.Bind(T.shift_right(T.int32(1 << _PROBABILITY_SHIFT), (bits - 1) & 31))
-        rescale = v.splat(T.Cast("int16", scale), lanes)
-        high = (1 << self._kernel.bits) - 1
-        factor = e.constant((high << 8) - (1 << 16 if high >= 128 else 0), "int16", lanes)  # its bits as uint16
-        sum_of_row = v.Register(e.constant(0, "int32", self._how.lanes)) if terms is not None else None
-
-        def body(first: Expr, rest: Expr | None) -> None:
-            words = []
-            for doubled in self._lookup_words(first):
-                u = e.multiply_high_unsigned(doubled, reciprocal)
-                words.append(e.multiply_high_round(e.multiply_high_unsigned(u, factor), rescale))
-            packed = self._probability(words, high)
-            e.store(probabilities, T.Bind(start + first), packed)
-            if sum_of_row is not None:
-                sum_of_row.set(e.dot_bytes(sum_of_row.value, packed, e.constant(1, "int8", e.lanes(packed))))
-
-        v.over_row(keys, self._count, body)
-        if sum_of_row is not None:
-            T.buffer_store(terms, v.reduce("add", sum_of_row.value) * -zeros.flipped_right, [row])
 
     def _probability(self, words: Sequence[Expr], high: int) -> Expr:
         raise NotImplementedError
 
+    def emit(
+        self,
+        scores: Buffer,
+        probabilities: Buffer,
+        rows: Expr,
+        keys: Expr,
+        masks: Callable[[Expr], Expr | None],
+        terms: Buffer | None,
+        zeros: Zeros,
+    ) -> None:
+        """``probabilities`` of all rows, with zeros up to a whole vector; ``terms``: where the rows' terms of the second product belong."""
+        with T.serial(0, rows) as row:
+            T.buffer_store(self._largest_scores, self._largest(scores, T.Bind(row * self._pitch), keys, masks(row)), [row])
+        with T.serial(0, rows) as row:
+            T.buffer_store(self._totals, self._exponentiate(scores, row, probabilities, keys, masks(row)), [row])
+        self._invert()
+        with T.serial(0, rows) as row:
+            self._normalize(probabilities, row, keys, terms, zeros)
+
+    def _invert(self) -> None:
+        """``y`` and ``2^(23-s)`` of every row's sum."""
+        lanes = self._how.lanes
+
+        def number(value: int) -> Expr:
+            return e.constant(value, "int32", lanes)
+
+        for start in range(0, self._rows, lanes):
+            total = e.load(self._totals, start, lanes)
+            zeros = v.leading_zeros(T.Bind(T.max(total, number(1))))  # 32 - b
+            f = T.Bind(T.shift_right(T.shift_left(total, T.bitwise_and(zeros - number(1), number(31))), number(16)))
+            y = T.Bind(number(RECIPROCAL_START) - f)
+            for _ in range(RECIPROCAL_STEPS):
+                rest = T.Bind(number(1 << 16) - T.Bind(T.shift_right(T.Bind(f * y), number(14))))
+                y = T.Bind(T.shift_right(T.Bind(y * rest), number(15)))
+            e.store(self._reciprocals, start, y)
+            shift = T.bitwise_and(number(31) - zeros, number(31))
+            e.store(self._scales, start, T.Bind(T.shift_right(number(1 << _PROBABILITY_SHIFT), shift)))
+
+    def _normalize(self, probabilities: Buffer, row: Expr, keys: Expr, terms: Buffer | None, zeros: Zeros) -> None:
+        high = (1 << self._kernel.bits) - 1
+        reciprocal, rescale = (v.splat(T.Cast("int16", buffer[row]), self._words) for buffer in (self._reciprocals, self._scales))
+        factor = e.constant((high << 8) - (1 << 16 if high >= 128 else 0), "int16", self._words)  # its bits as uint16
+        total = v.Register(e.constant(0, "int32", self._how.lanes)) if terms is not None else None
+        start = T.Bind(row * self._row_items)
+
+        def body(first: Expr, rest: Expr | None) -> None:
+            words = []
+            for doubled in self._doubled(probabilities, T.Bind(start + first * self._items)):
+                u = e.multiply_high_unsigned(doubled, reciprocal)
+                words.append(e.multiply_high_round(e.multiply_high_unsigned(u, factor), rescale))
+            packed = self._probability(words, high)
+            e.store(probabilities, T.Bind(start + first), packed)
+            if total is not None:
+                total.set(e.dot_bytes(total.value, packed, e.constant(1, "int8", e.lanes(packed))))
+
+        v.over_row(keys, self._count, body)
+        if total is not None:
+            T.buffer_store(terms, v.reduce("add", total.value) * -zeros.flipped_right, [row])
+
+    @property
+    def _items(self) -> int:
+        """Elements of the probabilities' buffer that one exponential takes."""
+        return 1 if self._how.kind == "words" else 2
+
+    @property
+    def _row_items(self) -> int:
+        return self._pitch * self._items
+
     def _largest(self, scores: Buffer, start: Expr, keys: Expr, mask: Expr | None) -> Expr:
         kind = self._kernel.scores_dtype
-        lowest = self._lowest
+        lowest = -128 if kind == "int8" else 0
         largest = v.Register(e.constant(lowest, kind, self._count))
 
         def body(first: Expr, rest: Expr | None) -> None:
@@ -276,11 +321,8 @@ class _Rows:
             largest.set(v.maximum(largest.value, self._kept(natural, first, rest, mask, lowest)))
 
         v.over_row(keys, self._count, body)
-        return v.reduce("smax" if kind == "int8" else "umax", largest.value)
-
-    @property
-    def _lowest(self) -> int:
-        return -128 if self._kernel.scores_dtype == "int8" else 0
+        found = v.reduce("smax" if kind == "int8" else "umax", largest.value)
+        return found if kind == "int8" else T.reinterpret(found, dtype="int8")
 
     def _kept(self, vector: Expr, first: Expr, rest: Expr | None, mask: Expr | None, neutral: int) -> Expr:
         """The lanes that exist and are not masked, ``neutral`` in the others."""
@@ -300,8 +342,9 @@ class _VectorRows(_Rows):
             e.store(self._planes[0], start, e.cast(T.Bind(T.shift_left(entry, v.like(entry, 1))), "int8"))
             e.store(self._planes[1], start, e.cast(T.Bind(T.shift_right(entry, v.like(entry, 7))), "int8"))
 
-    def _exponentiate(self, scores: Buffer, start: Expr, keys: Expr, largest: Expr, mask: Expr | None) -> Expr:
-        top = v.splat(T.reinterpret(largest, dtype="int8") if self._kernel.scores_dtype == "uint8" else largest, self._count)
+    def _exponentiate(self, scores: Buffer, row: Expr, exponentials: Buffer, keys: Expr, mask: Expr | None) -> Expr:
+        start, target = T.Bind(row * self._pitch), T.Bind(row * self._row_items)
+        top = v.splat(self._largest_scores[row], self._count)
         sums = [v.Register(e.constant(0, "int32", 16)) for _ in range(2)]
         ones = e.constant(1, "int8", self._count)
 
@@ -316,17 +359,19 @@ class _VectorRows(_Rows):
                 byte = self._kept(T.Bind(T.Select(is_far, far, near)), first, rest, mask, 0)
                 total.set(e.dot_bytes(total.value, byte, ones))
                 found.append(byte)
+            at = T.Bind(target + first * self._items)
             for half in (0, 1):
-                words = e.reinterpret(e.interleave(found[0], found[1], half), "int16")
-                e.store(self._exponentials, T.Bind(first + 32 * half), words)
+                words = e.interleave(found[0], found[1], half)
+                e.store(exponentials, at + half * 32 * self._items, e.reinterpret(words, self._how.element))
 
         v.over_row(keys, self._count, body)
         low, high = (total.value for total in sums)
         doubled = v.reduce("add", T.Bind(low + T.shift_left(high, e.constant(8, "int32", 16))))
         return T.Bind(T.shift_right(doubled, T.int32(1)))
 
-    def _lookup_words(self, start: Expr) -> list[Expr]:
-        return [e.load(self._exponentials, T.Bind(start + 32 * half), 32) for half in (0, 1)]
+    def _doubled(self, exponentials: Buffer, start: Expr) -> list[Expr]:
+        count = 32 * self._items
+        return [e.reinterpret(e.load(exponentials, start + half * count, count), "int16") for half in (0, 1)]
 
     def _probability(self, words: Sequence[Expr], high: int) -> Expr:
         packed = e.pack_bytes(words[0], words[1], unsigned=True)
@@ -345,27 +390,29 @@ class _ScalarRows(_Rows):
         for start in range(0, TABLE_ENTRIES, 8):
             e.store(self._table, start, e.cast(e.load(self._buffers["table"], start, 8), "int16"))
 
-    def _exponentiate(self, scores: Buffer, start: Expr, keys: Expr, largest: Expr, mask: Expr | None) -> Expr:
-        top = T.Bind(T.Cast("int32", largest))
+    def _exponentiate(self, scores: Buffer, row: Expr, exponentials: Buffer, keys: Expr, mask: Expr | None) -> Expr:
+        start = T.Bind(row * self._pitch)
+        kind = self._kernel.scores_dtype
+        top = T.Bind(T.Cast("int32", T.reinterpret(self._largest_scores[row], dtype=kind)))
         with T.serial(0, keys) as key:
-            score = T.Cast("int32", T.reinterpret(scores[start + key], dtype=self._kernel.scores_dtype))
+            score = T.Cast("int32", T.reinterpret(scores[start + key], dtype=kind))
             found = T.Bind(self._table[T.bitwise_and(top - score, T.int32(255))])
             if mask is not None:
                 found = T.Bind(T.Select(self._buffers["mask"][mask + key] != T.int8(0), found, T.int16(0)))
-            T.buffer_store(self._exponentials, found, [key])
+            T.buffer_store(exponentials, found, [start + key])
         total = v.Register(e.constant(0, "int32", 8))
 
         def body(first: Expr, rest: Expr | None) -> None:
-            words = v.only_first(e.load(self._exponentials, first, 16), rest, 0)
+            words = v.only_first(e.load(exponentials, T.Bind(start + first), 16), rest, 0)
             if rest is not None:
-                e.store(self._exponentials, first, words)
+                e.store(exponentials, T.Bind(start + first), words)
             total.set(e.dot_words(total.value, words, e.constant(1, "int16", 16)))
 
         v.over_row(keys, 16, body)
         return v.reduce("add", total.value)
 
-    def _lookup_words(self, start: Expr) -> list[Expr]:
-        words = e.load(self._exponentials, start, 16)
+    def _doubled(self, exponentials: Buffer, start: Expr) -> list[Expr]:
+        words = e.load(exponentials, start, 16)
         return [T.Bind(words + words)]
 
     def _probability(self, words: Sequence[Expr], high: int) -> Expr:
