@@ -186,7 +186,7 @@ def test_a_defect_of_ours_is_one_line_too(command: Command, monkeypatch: pytest.
 def test_lists(command: Command) -> None:
     assert re.search(r"^quantize  \(float -> qdq, lossy\)$", command("passes").out, re.MULTILINE)
     assert "    w: an integer [8]" in command("passes").out
-    assert command("recipes").out.startswith("int8: ")
+    assert re.search(r"^int8: ", command("recipes").out, re.MULTILINE)
     targets = command("targets").out
     assert "x86-64-v3: " in targets and targets.count("(native)") == 1
 
