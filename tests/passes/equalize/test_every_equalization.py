@@ -30,13 +30,13 @@ def make(text: str) -> Pass:
     return item
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("text", [*ON_NORMS, "equalize-cross-layer"])
 def test_random_transformers_compute_the_same(text: str, seed: int, apply: Callable, transformer: Callable) -> None:
     assert apply(make(text), *transformer(seed)).difference < 1e-5
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("text", ON_LAYERS)
 def test_random_cnns_compute_the_same(text: str, seed: int, apply: Callable, convolutions: Callable) -> None:
     assert apply(make(text), *convolutions(seed)).difference < 1e-5

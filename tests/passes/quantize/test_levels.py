@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler.calibration.statistics import Observation
@@ -96,6 +96,7 @@ def test_codes_rise_with_values_and_levels_mean_themselves(kind: str) -> None:
     assert torch.equal(quantizer.round(exact), exact)
 
 
+@settings(max_examples=24)
 @given(st.floats(1e-3, 1e3), st.sampled_from(LEVEL_KINDS))
 def test_a_quantizer_scales_with_its_values(factor: float, kind: str) -> None:
     sample = SOFTMAX[:8]
