@@ -22,7 +22,7 @@ def test_every_mantissa_within_its_bound(form: str) -> None:
     error = (mantissa - EXACT) / EXACT
     low, high = BOUNDS[form]
     assert low < float(error.min()) and float(error.max()) < high
-    assert 1 << 14 <= int(mantissa.min()) and int(mantissa.max()) == ONE
+    assert int(mantissa.min()) >= 1 << 14 and int(mantissa.max()) == ONE
     # The same integers without any width.
     assert torch.equal(mantissa, MANTISSAS[form](fraction.to(torch.int64)))
 

@@ -5,12 +5,30 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcompiler.arithmetic.softmax import MAXIMUM_ROW, exponential_table, newton_reciprocal, softmax
+from qcompiler.arithmetic.exponential import MANTISSAS
+from qcompiler.arithmetic.softmax import (
+    MAXIMUM_ROW,
+    SOFTMAX_FORMS,
+    check_softmax,
+    exponential_table,
+    newton_reciprocal,
+    softmax,
+    softmax_parameters,
+    softmax_scale,
+)
+from qcompiler.errors import UnknownNameError, VerificationError
+
+# docs/arithmetic.md, section 7: spread of the exponentials' relative errors.
+SPREAD = {"table": 0.0, "poly": 0.0003, "shift": 0.0187}
+OURS = pytest.mark.parametrize("form", SPREAD)
 
 
 def softmax_of_unbounded_integers(row: list[int], table: list[int], bits: int) -> list[int]:
     """The module's formula on Python integers, one element at a time."""
-    exponentials = [table[max(row) - x] for x in row]
+    return probabilities_of([table[max(row) - x] for x in row], bits)
+
+
+def probabilities_of(exponentials: list[int], bits: int) -> list[int]:
     total, high = sum(exponentials), (1 << bits) - 1
     b = total.bit_length()
     f = (total << (31 - b)) >> 16
@@ -54,3 +72,88 @@ def test_rows_are_independent_and_shift_invariant() -> None:
     table = exponential_table(0.2)
     x = torch.tensor([[3, -7, 20], [13, 3, 30]], dtype=torch.int8)
     assert torch.equal(softmax(x, table, None, "table", [], 8)[0], softmax(x, table, None, "table", [], 8)[1])
+
+
+def exponential_of_unbounded_integers(difference: int, form: str, constants: list[int]) -> int:
+    multiplier, shift, limit = constants
+    z = (min(difference, limit) * multiplier + (1 << (shift - 1))) >> shift
+    n, f = z >> 15, z & 32767
+    if form == "shift":
+        mantissa = 32768 - ((f + ((3 * min(f, 32768 - f)) >> 4)) >> 1)
+    else:
+        mantissa = (65536 - f - ((((f * (32768 - f)) >> 15) * (6270 - ((1275 * f) >> 15))) >> 14) + 1) >> 1
+    return min((mantissa + ((1 << n) >> 1)) >> n, 32767)
+
+
+@given(
+    st.lists(st.integers(-32768, 32767), min_size=1, max_size=40),
+    st.floats(1e-5, 2.0),
+    st.sampled_from([4, 8, 16]),
+    st.sampled_from(sorted(MANTISSAS)),
+)
+def test_16_bit_scores_equal_the_formula_on_unbounded_integers(row: list[int], scale: float, bits: int, form: str) -> None:
+    _, constants = softmax_parameters(form, scale)
+    expected = probabilities_of([exponential_of_unbounded_integers(max(row) - x, form, constants) for x in row], bits)
+    result = softmax(torch.tensor(row, dtype=torch.int16), None, None, form, constants, bits)
+    assert result.tolist() == expected
+    bound = error_bound(form, bits, torch.softmax(torch.tensor(row).double() * scale, 0), len(row))
+    exact = torch.softmax(torch.tensor(row).double() * scale, 0) * ((1 << bits) - 1)
+    # 2e-3: the difference in base 2 has 25 bits, which at scales this small are few.
+    assert bool(((result - exact).abs() <= bound + ((1 << bits) - 1) * 2e-3).all())
+
+
+def error_bound(form: str, bits: int, probability: torch.Tensor, length: int) -> torch.Tensor:
+    """docs/arithmetic.md, section 7, in output steps."""
+    exponentials = probability * (1 - probability) * SPREAD[form] + (1 + length * probability) * 2.0**-16
+    reciprocal = probability * 2.64 * 2.0**-14
+    return 0.5 + ((1 << bits) - 1) * (1.03 * (exponentials + reciprocal) + 2.0**-14)
+
+
+@OURS
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_all_differences_of_8_bits_within_the_bound(form: str, bits: int) -> None:
+    """Rows of a maximum, each of the 256 values, and a few more that weigh nothing to much."""
+    for scale in (0.002, 0.01, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 3.0):
+        table, constants = softmax_parameters(form, scale)
+        for others in ([], [-128], [100, 90], [0] * 14, [-128] * 254):
+            x = torch.tensor([[127, value, *others] for value in range(-128, 128)], dtype=torch.int8)
+            exact = torch.softmax(x.double() * scale, -1)
+            error = (softmax(x, table, None, form, constants, bits) - exact * ((1 << bits) - 1)).abs()
+            assert bool((error <= error_bound(form, bits, exact, x.shape[-1])).all()), (scale, others)
+
+
+@pytest.mark.parametrize("form", SOFTMAX_FORMS)
+def test_masks_take_elements_out(form: str) -> None:
+    table, constants = softmax_parameters(form, 0.05)
+    x = torch.randint(-128, 128, (3, 4, 50), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(50) % 3 != 1
+    result = softmax(x, table, mask, form, constants, 8)
+    assert result[..., ~mask].abs().max() == 0
+    assert torch.equal(result[..., mask], softmax(x[..., mask], table, None, form, constants, 8))
+    nothing = torch.ones(3, 1, 50, dtype=torch.bool)
+    nothing[1] = False
+    result = softmax(x, table, nothing, form, constants, 8)
+    assert result[1].max() == 0
+    assert torch.equal(result[0], softmax(x[0], table, None, form, constants, 8))
+
+
+@pytest.mark.parametrize("form", SOFTMAX_FORMS)
+def test_results_stay_within_what_is_proven(form: str) -> None:
+    for scale in (0.003, 0.05, 0.6):
+        table, constants = softmax_parameters(form, scale)
+        largest = check_softmax(form, table, constants, 8)
+        single = torch.tensor([[100, -128]], dtype=torch.int8)
+        assert int(softmax(single, table, None, form, constants, 8).max()) <= largest
+        assert int(softmax(single[:, :1], table, None, form, constants, 8).max()) <= largest
+    assert softmax_scale(form, 8) * 256 == pytest.approx(1.0, rel=1.01)
+
+
+def test_forms_that_do_not_exist_and_parameters_of_others() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'shiftmax'"):
+        softmax_parameters("shiftmaxx", 0.1)
+    with pytest.raises(VerificationError, match="takes 3 constants, not 0"):
+        check_softmax("poly", None, [], 8)
+    with pytest.raises(VerificationError, match="no softmax of form 'table' with 8 bits and no table"):
+        check_softmax("table", None, [], 8)
+    with pytest.raises(VerificationError, match="its exponentials do not fit 16 bits"):
+        check_softmax("i-softmax", None, [-14, 54, 1116, 1 << 31, 5], 8)
