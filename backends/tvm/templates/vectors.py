@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from tvm.tirx.script import builder as T
@@ -51,7 +52,9 @@ def parameter(name: str, operand: Operand, shape: Sequence[Size]) -> Parameter:
     """The argument behind which an operand lies, with what may be read past its end."""
     steps = zip(maxima(shape), operand.strides, strict=True)
     reach = operand.offset + sum((extent - 1) * stride for extent, stride in steps if stride > 0)
-    return Parameter(name, operand.dtype, reach + 1 + _SLACK // np.dtype(operand.dtype).itemsize)
+    # Booleans are bytes of 0 and 1; TVM's own are bits.
+    dtype = "uint8" if operand.dtype == "bool" else operand.dtype
+    return Parameter(name, dtype, reach + 1 + _SLACK // np.dtype(dtype).itemsize)
 
 
 def position(operand: Operand, index: Sequence[Expr]) -> Expr:
@@ -142,9 +145,25 @@ def splat(scalar: Expr, count: int) -> Expr:
     return T.Bind(T.Broadcast(scalar, count))
 
 
+@contextmanager
+def over_shape(ends: Sequence[Expr]) -> Iterator[list[Expr]]:
+    """One parallel loop over all indices of a shape."""
+    total: Expr = 1
+    for end in ends:
+        total = total * end
+    with e.parallel(total if isinstance(total, int) else T.Bind(total)) as task:
+        index: list[Expr] = []
+        rest = task
+        for end in reversed(ends[1:]):
+            index.insert(0, T.Bind(rest % end))
+            rest = T.Bind(rest // end)
+        yield [rest, *index] if ends else []
+
+
 def like(vector: Expr, value: int) -> Expr:
-    """The number in all lanes of a vector of this type."""
-    return e.constant(value, element(vector), e.lanes(vector))
+    """The number in all lanes of a vector of this type; a number for a number."""
+    count = e.lanes(vector)
+    return e.constant(value, element(vector), count) if count > 1 else T.IntImm(element(vector), value)
 
 
 def multiply_halves(value: Expr, multiplier: Expr) -> Expr:
@@ -152,6 +171,12 @@ def multiply_halves(value: Expr, multiplier: Expr) -> Expr:
     even = T.Bind(e.even_lanes(value) * e.even_lanes(multiplier))
     odd = T.Bind(e.odd_lanes(value) * e.odd_lanes(multiplier))
     return e.join_high_halves(even, odd)
+
+
+def look_up_bytes(quarters: Sequence[Expr], codes: Expr) -> Expr:
+    """A table of 256 bytes in four vectors at 64 codes: two vpermi2b and a choice by the sign bit."""
+    low, high = e.permute_bytes(quarters[0], codes, quarters[1]), e.permute_bytes(quarters[2], codes, quarters[3])
+    return T.Bind(T.Select(codes < like(codes, 0), high, low))
 
 
 def low_product(x: Expr, y: Expr) -> Expr:
