@@ -1,9 +1,9 @@
 """``normalize-mask``: comparisons and logic of integers and booleans in one form.
 
-With x an integer or boolean value, n a number, a and b booleans:
+With x a value, n a number, a and b booleans:
 
     1. eq(x, constant of one element) = eq(x, n)                 likewise ne, gt, ge, lt, le; constants on the left change sides
-    2. x.to(bool) = ne(x, 0) for an integer x
+    2. x.to(bool) = ne(x, 0)
     3. not (x == n) = x != n, and so on for each comparison of integers; not not a = a
     4. logical_and, ``&`` = bitwise_and;  logical_or, ``|`` = bitwise_or;  ``~`` = logical_not
     5. a & True = a,  a | False = a  for a constant that is the same everywhere (or a slice of one)
@@ -115,7 +115,7 @@ def _dtype(value: object) -> torch.dtype:
 
 
 def _is_conversion_to_bool(node: fx.Node) -> bool:
-    return edit.is_call(node, _aten.to.dtype) and _dtype(node) == torch.bool and not _dtype(node.args[0]).is_floating_point
+    return edit.is_call(node, _aten.to.dtype) and _dtype(node) == torch.bool
 
 
 def _to_bool(site: Site, node: fx.Node) -> fx.Node:

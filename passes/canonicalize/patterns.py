@@ -84,6 +84,20 @@ def vector(value: object, length: int | torch.SymInt) -> torch.Tensor | None:
     return constant.reshape(-1)
 
 
+def without_weight(value: object) -> tuple[object, torch.Tensor | None]:
+    """x and w of ``x * w`` for a constant w with one number for each element of the last dimension; else the value and None."""
+    product = binary(value, _aten.mul.Tensor)
+    if product is None or not isinstance(product[0], fx.Node):
+        return value, None
+    weight = vector(product[1], product[0].meta["val"].shape[-1])
+    return (value, None) if weight is None or sizes(product[0]) != sizes(_call(value)) else (product[0], weight)
+
+
+def _call(value: object) -> fx.Node:
+    assert isinstance(value, fx.Node)  # binary saw a call
+    return value
+
+
 def sizes(node: fx.Node) -> list[str]:
     """The shape as text: comparing symbols themselves would add guards to the shape environment."""
     return [str(size) for size in node.meta["val"].shape]

@@ -65,7 +65,7 @@ class RaiseL2Normalize(RewritePass[Normalized]):
 
 def _by_length(node: fx.Node, source: object, length: object) -> Normalized | None:
     epsilon = 0.0
-    while edit.is_call(length, _aten.expand.default):
+    while edit.is_call(length, _aten.expand.default, _aten.expand_as.default):
         length = length.args[0]  # type: ignore[attr-defined]  # a call is a node
     clamp = patterns.node_of(length, _aten.clamp.default)
     if clamp is not None:

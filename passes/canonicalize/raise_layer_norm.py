@@ -4,7 +4,8 @@ Ba, Kiros and Hinton, "Layer Normalization", 2016, equations 3 and 4, for rows o
 
     layer_norm(x, eps, w, b) = (x - mean(x)) / sqrt(mean((x - mean(x))²) + eps) * w + b
 
-    1. d * rsqrt(v + eps),  d / sqrt(v + eps),  with d = x - mean(x) and v = mean(d²), or v = var(x) without Bessel's correction
+    1. d * rsqrt(v + eps),  d / sqrt(v + eps),  (d * w) / sqrt(v + eps), with d = x - mean(x) and v = mean(d²), or v = var(x) without
+       Bessel's correction
     2. layer_norm(x) * w, layer_norm(x) + b for constants of N values: takes them in
     3. over several last dimensions of static size: these are reshaped into one before, and back after
 """
@@ -87,7 +88,8 @@ def _written_out(node: fx.Node) -> Norm | None:
 
 
 def _normalized(node: fx.Node, centred: object, shifted: object) -> Norm | None:
-    """The norm where ``centred`` is x - mean(x), and ``shifted`` its mean square plus eps."""
+    """The norm where ``centred`` is x - mean(x), times a weight or not, and ``shifted`` its mean square plus eps."""
+    centred, weight = patterns.without_weight(centred)
     sum_, difference = patterns.plus_number(shifted), patterns.binary(centred, _aten.sub.Tensor)
     if sum_ is None or difference is None or not isinstance(difference[0], fx.Node) or not isinstance(centred, fx.Node):
         return None
@@ -100,7 +102,7 @@ def _normalized(node: fx.Node, centred: object, shifted: object) -> Norm | None:
         or isinstance(source.meta["val"].shape[-1], torch.SymInt)
     ):
         return None
-    return Norm(node, source, sum_[1]) if _is_variance(sum_[0], source, centred) else None
+    return Norm(node, source, sum_[1], weight) if _is_variance(sum_[0], source, centred) else None
 
 
 def _is_variance(value: object, source: fx.Node, centred: fx.Node) -> bool:

@@ -4,7 +4,7 @@ Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, section 3, for
 
     rms_norm(x, eps, w) = x / sqrt(mean(x²) + eps) * w
 
-    1. x * rsqrt(mean(x²) + eps),    x / sqrt(mean(x²) + eps)
+    1. x * rsqrt(mean(x²) + eps),    x / sqrt(mean(x²) + eps),    (x * w) / sqrt(mean(x²) + eps)
     2. rms_norm(x) * w for a constant w of N values: takes the weight in
     3. a given rms_norm without eps gets the number that torch uses, the float32 epsilon 2^-23
 """
@@ -82,14 +82,15 @@ def _written_out(node: fx.Node) -> Norm | None:
 
 
 def _normalized(node: fx.Node, source: object, shifted: object) -> Norm | None:
-    """The norm where ``shifted`` is ``mean(source²) + eps``."""
+    """The norm where ``shifted`` is ``mean(x²) + eps`` and ``source`` is x, times a weight or not."""
+    source, weight = patterns.without_weight(source)
     sum_ = patterns.plus_number(shifted)
     if sum_ is None or not isinstance(source, fx.Node) or sum_[1] <= 0 or isinstance(source.meta["val"].shape[-1], torch.SymInt):
         return None
     mean = patterns.reduced(sum_[0], _aten.mean.dim, source)
     if mean is None or patterns.power(mean[0], 2) is not source or not patterns.is_last(source, mean[1]):
         return None
-    return Norm(node, source, sum_[1], None)
+    return Norm(node, source, sum_[1], weight)
 
 
 def _with_weight(node: fx.Node) -> Norm | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from qcompiler.capture import capture
-from qcompiler.ir.program import Program
+from qcompiler.ir.program import Program, ValueSpec
+from qcompiler.ir.sizes import concrete_shape
 from qcompiler.pipeline.contract import Exact, Pass, PassContext, PassResult
 
 
@@ -28,6 +31,17 @@ class Rewritten:
     def ops(self) -> Counter[str]:
         """How often each op is called: {"conv2d": 2, "relu": 1}."""
         return op_counts(self.program)
+
+    @property
+    def lines(self) -> list[str]:
+        """The calls of the program's text, without types, provenance and the sign before names."""
+        lines = [line.partition("  #")[0] for line in self.program.text().splitlines() if " = aten." in line or " = qc." in line]
+        return [re.sub(r"%(\w+): \S+ = ", r"\1 = ", line).replace("%", "") for line in lines]
+
+    @property
+    def expressions(self) -> list[str]:
+        """The same without the names on the left."""
+        return [line.partition(" = ")[2] for line in self.lines]
 
 
 def op_counts(program: Program) -> Counter[str]:
@@ -65,10 +79,23 @@ def randomized(model: nn.Module) -> nn.Module:
 
 def assert_same_function(first: Program, second: Program, batch: int, tolerance: float) -> None:
     """|first - second| <= tolerance * max|first| for every output on random inputs; tolerance 0 means equal."""
-    inputs = [torch.randn(*(batch if size is None else size for size in spec.shape)) for spec in first.inputs]
+    inputs = [random_input(spec, batch) for spec in first.inputs]
     for left, right in zip(first.run(*inputs), second.run(*inputs), strict=True):
-        assert left.shape == right.shape
+        assert left.shape == right.shape and left.dtype == right.dtype
+        if not left.is_floating_point():
+            assert torch.equal(left, right)
+            continue
         assert (left - right).abs().max() <= tolerance * left.abs().max()
+
+
+def random_input(spec: ValueSpec, batch: int) -> Tensor:
+    """Floats, or zeros and ones of which the first of each row is 1: what masks, and ids of tables with two rows, may hold."""
+    shape = concrete_shape(spec.shape, batch, {"sequence": 7})
+    if spec.dtype.is_floating_point:
+        return torch.randn(shape)
+    value = torch.randint(0, 2, shape)
+    value[..., 0] = 1
+    return value.to(spec.dtype)
 
 
 RunPass = Callable[..., Rewritten]
@@ -76,12 +103,15 @@ RunPass = Callable[..., Rewritten]
 
 @pytest.fixture
 def rewrite() -> RunPass:
-    """``rewrite(pass, model, *shapes)``: capture and run the pass before it, then check its promise, the verifier, that the
-    program that came in is untouched, and that a second run finds nothing and gives back the very program."""
+    """``rewrite(pass, model, *inputs)``, inputs by shape or as tensors: capture and run the pass, then check its promise, the
+    verifier, that the program that came in is untouched, and that a second run finds nothing and gives back the very program."""
     torch.manual_seed(0)
 
-    def run(item: Pass, model: nn.Module | Program, *shapes: Sequence[int], before: Sequence[Pass] = ()) -> Rewritten:
-        program = model if isinstance(model, Program) else capture(randomized(model), [torch.zeros(shape) for shape in shapes])
+    def run(
+        item: Pass, model: nn.Module | Program, *shapes: Sequence[int] | Tensor, before: Sequence[Pass] = (), **options: Any
+    ) -> Rewritten:
+        inputs = [shape if isinstance(shape, Tensor) else torch.zeros(shape) for shape in shapes]
+        program = model if isinstance(model, Program) else capture(randomized(model), inputs, **options)
         for other in before:
             program = other.run(program, PassContext()).program
         text = program.text()
@@ -97,3 +127,9 @@ def rewrite() -> RunPass:
         return Rewritten(program, result)
 
     return run
+
+
+@pytest.fixture
+def network() -> type[Lambda]:
+    """``network(function, **members)``: a module that computes ``function(module, *inputs)``."""
+    return Lambda
