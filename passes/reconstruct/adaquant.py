@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from qcompiler.passes.reconstruct.fitting import Model
+from qcompiler.passes.reconstruct.fitting import Model, Schedule
 from qcompiler.passes.reconstruct.gradient import LayerReconstruction
 from qcompiler.passes.reconstruct.layers import LayerChange, QuantizedLayer, broadcast_scale
 from qcompiler.passes.reconstruct.sweep import BlockWork
@@ -90,6 +90,9 @@ class AdaQuant(LayerReconstruction):
 
     def models(self, layers: Sequence[QuantizedLayer], work: BlockWork) -> list[Model]:
         return [StraightThroughLayer(layer, self._rates(layer), self.scales) for layer in layers]
+
+    def schedule(self) -> Schedule:
+        return Schedule(self.steps, self.batch, decay=True)
 
     def _rates(self, layer: QuantizedLayer) -> tuple[float, float, float]:
         return self.learning_rate, self.scale_learning_rate, learning_rate_of(layer, self.bias_learning_rate)

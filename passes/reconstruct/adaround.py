@@ -29,8 +29,8 @@ class AdaRound(LayerReconstruction):
 
     name: ClassVar[str] = "adaround"
 
-    penalty: float = 1.0
-    learning_rate: float = 0.02
+    penalty: float = 3.0
+    learning_rate: float = 0.1
 
     def models(self, layers: Sequence[QuantizedLayer], work: BlockWork) -> list[Model]:
         return [LearnedRounding(layer, self.learning_rate) for layer in layers]

@@ -18,6 +18,7 @@ from qcompiler.passes.reconstruct.layers import LayerChange
 
 _MANIFEST = "manifest.json"
 _FORMAT = 1
+_ABOUT = "about"
 _PARTS = ("integers", "scale", "bias")
 
 
@@ -49,19 +50,19 @@ class Checkpoint:
         if not path.exists():
             return None
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            about = json.loads(file.metadata()[_ABOUT])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # the file is no dict
-        names = json.loads(metadata["layers"])
-        changes = [LayerChange(name, **{part: tensors.get(f"{name}/{part}") for part in _PARTS}) for name in names]
-        return Outcome(tuple(changes), tuple(json.loads(metadata["notes"])))
+        changes = [LayerChange(name, **{part: tensors.get(f"{name}/{part}") for part in _PARTS}) for name in about["layers"]]
+        return Outcome(tuple(changes), tuple(about["notes"]))
 
     def save(self, block: int, outcome: Outcome) -> None:
         tensors: dict[str, Tensor] = {}
         for change in outcome.changes:
             parts = ((part, getattr(change, part)) for part in _PARTS)
             tensors |= {f"{change.name}/{part}": value.contiguous() for part, value in parts if value is not None}
-        metadata = {"layers": json.dumps([change.name for change in outcome.changes]), "notes": json.dumps(outcome.notes)}
-        _write(self._path(block), safetensors.torch.save(tensors, metadata))
+        # One entry: safetensors writes several in no fixed order.
+        about = {"layers": [change.name for change in outcome.changes], "notes": outcome.notes}
+        _write(self._path(block), safetensors.torch.save(tensors, {_ABOUT: json.dumps(about)}))
 
     def _path(self, block: int) -> Path:
         return self._folder / f"block-{block:04}.safetensors"

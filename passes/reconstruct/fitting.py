@@ -40,6 +40,7 @@ class Schedule:
     penalty: weight of the models' mean penalty; the output error counts as 1 before the first step.
     dropping: probability that a rounding of an activation inside is left out, for each element and step.
     float_share: probability that an input is taken from the float program, for each element and step.
+    decay: learning rates fall linearly to zero, without which weights that go to and fro between two integers end at either by chance.
     """
 
     steps: int
@@ -47,6 +48,7 @@ class Schedule:
     penalty: float = 0.0
     dropping: float = 0.0
     float_share: float = 0.0
+    decay: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def _descend(
     unit: Unit, models: Sequence[Model], schedule: Schedule, before: Sequence[float], generator: torch.Generator
 ) -> Generator[None, None, None]:
     optimizer = torch.optim.Adam([group for model in models for group in model.parameters()])
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
     dropping = Dropping(schedule.dropping, generator) if schedule.dropping > 0.0 else None
     weights = sum(model.layer.integers.numel() for model in models)
     for step in range(schedule.steps):
@@ -99,6 +102,9 @@ def _descend(
         loss = torch.stack(shares).mean()
         if schedule.penalty > 0.0:
             loss = loss + schedule.penalty / weights * torch.stack([model.penalty(step / schedule.steps) for model in models]).sum()
+        if schedule.decay:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * (1.0 - step / schedule.steps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -22,7 +22,7 @@ class GradientReconstruction(Reconstruction):
         batch: samples a step.
     """
 
-    steps: int = 1000
+    steps: int = 500
     batch: int = 32
 
     def __post_init__(self) -> None:

@@ -38,8 +38,8 @@ class ReconstructBlocks(BlockReconstruction):
 
     drop: float = 0.5
     least: int = 1
-    penalty: float = 1.0
-    learning_rate: float = 0.02
+    penalty: float = 3.0
+    learning_rate: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from qcompiler.passes.reconstruct.fitting import Model
+from qcompiler.passes.reconstruct.fitting import Model, Schedule
 from qcompiler.passes.reconstruct.gradient import BlockReconstruction
 from qcompiler.passes.reconstruct.layers import LayerChange, QuantizedLayer
 from qcompiler.passes.reconstruct.sweep import BlockWork
@@ -63,6 +63,9 @@ class TuneBias(BlockReconstruction):
 
     def models(self, layers: Sequence[QuantizedLayer], work: BlockWork) -> list[Model]:
         return [LearnedBias(layer, learning_rate_of(layer, self.learning_rate)) for layer in layers if layer.bias is not None]
+
+    def schedule(self) -> Schedule:
+        return Schedule(self.steps, self.batch, decay=True)
 
 
 def learning_rate_of(layer: QuantizedLayer, share: float) -> float:
