@@ -1,9 +1,11 @@
 /* The fixed part of a compiled program: the threads that run parallel loops of kernels. The generated part follows it.
  *
  * Interface of the library (all pointers are 64-byte aligned):
- *   int qc_run(arena, parameters, inputs, outputs, batch)           floats at the border
- *   int qc_run_integer(arena, parameters, inputs, outputs, batch)   integers at the border
- *   int qc_set_threads(count)                                       0, or -1 where the threads could not be started
+ *   int qc_run(arena, parameters, inputs, outputs, batch, symbol)          floats at the border
+ *   int qc_run_integer(arena, parameters, inputs, outputs, batch, symbol)  integers at the border
+ *   int qc_set_threads(count)               0, or -1 where the threads could not be started
+ *   void qc_set_profile(nanoseconds)        add the time of each step to its entry; NULL: take no time
+ * ``symbol`` is the value of the program's dynamic size, and not read where it has none.
  * One call at a time: the caller holds a lock.
  */
 #include <pthread.h>
@@ -11,6 +13,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <time.h>
 #include <immintrin.h>
 
 #define SPINS 20000 /* about 0.5 ms: longer than any gap between two kernels of a run */
@@ -173,3 +176,29 @@ int qc_set_threads(int count)
     }
     return 0;
 }
+
+/* What kernels with dynamic sizes read through their last pointer. */
+static int32_t extents[1];
+
+static int64_t *profile;
+
+void qc_set_profile(int64_t *nanoseconds)
+{
+    profile = nanoseconds;
+}
+
+static int64_t now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+#define STEP(number, call)                            \
+    do {                                              \
+        int64_t start = profile ? now() : 0;          \
+        if (call)                                     \
+            return -1;                                \
+        if (profile)                                  \
+            profile[number] += now() - start;         \
+    } while (0);

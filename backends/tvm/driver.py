@@ -1,18 +1,23 @@
-"""The C driver of a program: straight-line calls of its kernels on fixed offsets, in a loop over the batch."""
+"""The C driver of a program: straight-line calls of its kernels on fixed offsets, in a loop over the batch.
+
+Steps are numbered in the order of ``Plan.steps``; that is where their times are added up while a profile is taken.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from qcompiler.backends.tvm.kernels import ITEM_SIZE, ElementwiseKernel, Kernel
+from qcompiler.backends.tvm.kernels import ITEM_SIZE, ElementwiseKernel, Extent, Kernel
 from qcompiler.backends.tvm.plan import Plan, Pointer, Port, Step, encode
 
-EXPORTS = "{ global: qc_run; qc_run_integer; qc_set_threads; local: *; };\n"
+EXPORTS = "{ global: qc_run; qc_run_integer; qc_set_threads; qc_set_profile; local: *; };\n"
+_SYMBOL = "extents[0]"
 _FIXED_PART = Path(__file__).with_name("driver.c")
 
 
@@ -27,43 +32,52 @@ def driver_source(plan: Plan) -> str:
     """C source; the same plan gives the same text."""
     kernels = {symbol_of(step.kernel): step for step in plan.steps}
     declarations = [f"int {symbol}({', '.join(['void *'] * len(kernels[symbol].pointers))});" for symbol in sorted(kernels)]
+    numbers = itertools.count()
+    quantize, load, body, dequantize, store = (
+        _calls(zip(steps, numbers, strict=False)) for steps in (plan.quantize, plan.load, plan.body, plan.dequantize, plan.store)
+    )
     return "\n".join(
         [
             _FIXED_PART.read_text(),
             *declarations,
-            _section("run_body", "char *arena, char *parameters", plan.body),
-            _entry(plan, "qc_run", plan.quantize, plan.dequantize, "outer"),
-            _entry(plan, "qc_run_integer", plan.load, plan.store, "inner"),
+            _section("run_body", "char *arena, char *parameters", body),
+            _entry(plan, "qc_run", quantize, dequantize, "outer"),
+            _entry(plan, "qc_run_integer", load, store, "inner"),
         ]
     )
 
 
-def sample_bytes(port: Port, border: str) -> int:
-    """Bytes of one sample at the float border (``outer``) or the integer one (``inner``)."""
-    return math.prod(port.sample_shape) * ITEM_SIZE[port.outer if border == "outer" else port.inner]
+def sample_bytes(port: Port, border: str) -> str:
+    """C expression for the bytes of one sample at the float border (``outer``) or the integer one (``inner``)."""
+    numbers = (size for size in port.sample_shape if isinstance(size, int))
+    factors = [str(ITEM_SIZE[port.outer if border == "outer" else port.inner] * math.prod(numbers))]
+    factors += [f"({_SYMBOL} + {size.offset})" for size in port.sample_shape if isinstance(size, Extent)]
+    return " * ".join(factors)
 
 
-def _section(name: str, parameters: str, steps: Sequence[Step]) -> str:
-    return f"\nstatic int {name}({parameters})\n{{\n{_calls(steps)}    return 0;\n}}"
+def _section(name: str, parameters: str, calls: str) -> str:
+    return f"\nstatic int {name}({parameters})\n{{\n{calls}    return 0;\n}}"
 
 
-def _calls(steps: Iterable[Step]) -> str:
+def _calls(steps: Iterable[tuple[Step, int]]) -> str:
     return "".join(
-        f"    if ({symbol_of(step.kernel)}({', '.join(map(_address, step.pointers))})) /* {', '.join(step.nodes)} */\n        return -1;\n"
-        for step in steps
+        f"    STEP({number}, {symbol_of(step.kernel)}({', '.join(map(_address, step.pointers))})) /* {', '.join(step.nodes)} */\n"
+        for step, number in steps
     )
 
 
 def _address(pointer: Pointer) -> str:
+    if pointer.space == "extents":
+        return "extents"
     if pointer.space in ("input", "output"):
         return f"{pointer.space}s[{pointer.index}] + {pointer.offset}"
     return f"{pointer.space} + {pointer.offset}"
 
 
-def _entry(plan: Plan, name: str, before: Sequence[Step], after: Sequence[Step], border: str) -> str:
-    pointers = "char *const *inputs, char *const *outputs"
+def _entry(plan: Plan, name: str, before: str, after: str, border: str) -> str:
+    pointers, all_pointers = (f"char *const *{of}inputs, char *const *{of}outputs" for of in ("", "all_"))
     advance = [
-        f"        {space}[{index}] = all_{space}[{index}] + sample * {sample_bytes(port, border)};"
+        f"        {space}[{index}] = all_{space}[{index}] + sample * ({sample_bytes(port, border)});"
         for space, ports in (("inputs", plan.inputs), ("outputs", plan.outputs))
         for index, port in enumerate(ports)
     ]
@@ -71,9 +85,10 @@ def _entry(plan: Plan, name: str, before: Sequence[Step], after: Sequence[Step],
         [
             _section(f"{name}_before", f"char *arena, char *parameters, {pointers}", before),
             _section(f"{name}_after", f"char *arena, char *parameters, {pointers}", after),
-            f"\nint {name}(char *arena, char *parameters, char *const *all_inputs, char *const *all_outputs, int64_t batch)",
+            f"\nint {name}(char *arena, char *parameters, {all_pointers}, int64_t batch, int64_t symbol)",
             "{",
             f"    char *inputs[{max(len(plan.inputs), 1)}], *outputs[{max(len(plan.outputs), 1)}];",
+            f"    {_SYMBOL} = (int32_t)symbol;",
             "    for (int64_t sample = 0; sample < batch; sample++) {",
             *advance,
             f"        if ({name}_before(arena, parameters, inputs, outputs) || run_body(arena, parameters)",

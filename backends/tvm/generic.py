@@ -1,11 +1,16 @@
 """TIR for everything that is not a convolution: explicit loops over strided operands, the innermost one in vectors.
 
+A loop over a dynamic size ends where the size does; all memory is that of the maximum.
+
 The arithmetic is that of ``qcompiler.arithmetic``, whose formulas the functions below repeat one to one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -13,6 +18,7 @@ from tvm.ir import Expr
 from tvm.tirx import BufferStore, For, ForKind, SeqStmt
 
 from qcompiler.backends.tvm import rows
+from qcompiler.backends.tvm.extents import Extents
 from qcompiler.backends.tvm.kernels import (
     ITEM_SIZE,
     Add,
@@ -32,6 +38,8 @@ from qcompiler.backends.tvm.kernels import (
     ReductionKernel,
     Requantize,
     RowKernel,
+    Size,
+    maxima,
 )
 from qcompiler.backends.tvm.shifts import amount, rounding_shift
 from qcompiler.backends.tvm.target import KernelTarget
@@ -77,8 +85,9 @@ class _Access:
         return BufferStore(self.buffer, value.astype(self.operand.dtype), [self.at(index)])
 
 
-def _access(name: str, operand: Operand, shape: Sequence[int], extra: int = 0) -> _Access:
-    reach = operand.offset + sum((extent - 1) * stride for extent, stride in zip(shape, operand.strides, strict=True) if stride > 0)
+def _access(name: str, operand: Operand, shape: Sequence[Size], extra: int = 0) -> _Access:
+    extents = zip(maxima(shape), operand.strides, strict=True)
+    reach = operand.offset + sum((extent - 1) * stride for extent, stride in extents if stride > 0)
     return _Access(operand, tirx.decl_buffer((reach + 1 + extra,), operand.dtype, name=name))
 
 
@@ -93,9 +102,9 @@ def _elementwise(kernel: ElementwiseKernel, target: KernelTarget) -> tirx.PrimFu
 
     strides = [operand.strides for operand in (*kernel.operands, kernel.output)]
     lanes = target.vector_bytes // max(ITEM_SIZE[operand.dtype] for operand in (*kernel.operands, kernel.output, _arithmetic(kernel)))
-    axis = _vector_axis(kernel.shape, strides)
-    statement = _nest(kernel.shape, axis, lanes, body, parallel=_product(kernel.shape) >= _PARALLEL_ELEMENTS)
-    return tirx.PrimFunc([access.buffer for access in (*operands, output)], statement)
+    axis, ends = _vector_axis(kernel.shape, strides), Extents(kernel)
+    statement = _nest([*map(ends, kernel.shape)], axis, lanes, body, parallel=math.prod(maxima(kernel.shape)) >= _PARALLEL_ELEMENTS)
+    return tirx.PrimFunc([*(access.buffer for access in (*operands, output)), *ends.parameters], ends.bind(statement))
 
 
 def _arithmetic(kernel: ElementwiseKernel) -> Operand:
@@ -107,7 +116,10 @@ def _reduction(kernel: ReductionKernel, target: KernelTarget) -> tirx.PrimFunc:
     source = _access("operand", kernel.operand, (*kernel.shape, *kernel.window))
     output = _access("output", kernel.output, kernel.shape)
     dtype = "int32" if kernel.reduction == "sum" else kernel.operand.dtype
-    initial = -kernel.zero_point * _product(kernel.window) if kernel.reduction == "sum" else tirx.min_value(dtype).value
+    ends = Extents(kernel)
+    ranges = [ends(extent) for extent in kernel.window]
+    # The zero points of all terms in one.
+    initial = functools.reduce(operator.mul, ranges, -kernel.zero_point) if kernel.reduction == "sum" else tirx.min_value(dtype).value
 
     def body(index: list[Expr], lanes: int) -> tirx.Stmt:
         accumulator = tirx.decl_buffer((lanes,), dtype, name="accumulator", scope="local")
@@ -126,18 +138,19 @@ def _reduction(kernel: ReductionKernel, target: KernelTarget) -> tirx.PrimFunc:
             return BufferStore(accumulator, combined, [lane])
 
         loop = vector(step)
-        for variable, extent in reversed(list(zip(window, kernel.window, strict=True))):
+        for variable, extent in reversed(list(zip(window, ranges, strict=True))):
             loop = For(variable, 0, extent, ForKind.SERIAL, loop)
-        start = vector(lambda lane: BufferStore(accumulator, tirx.const(initial, dtype), [lane]))
+        constant = tirx.const(initial, dtype) if isinstance(initial, int | float) else initial
+        start = vector(lambda lane: BufferStore(accumulator, constant, [lane]))
         end = vector(lambda lane: output.store(at(lane), accumulator[lane]))
         return SeqStmt([tirx.AllocBuffer(accumulator), start, loop, end])
 
     axis = _vector_axis(kernel.shape, [kernel.operand.strides[: len(kernel.shape)], kernel.output.strides])
     contiguous = axis is not None and kernel.operand.strides[axis] == 1
     lanes = target.vector_bytes // ITEM_SIZE[dtype] if contiguous else 1
-    work = _product(kernel.shape) * _product(kernel.window)
-    statement = _nest(kernel.shape, axis, lanes, body, parallel=work >= _PARALLEL_ELEMENTS, vectorize=False)
-    return tirx.PrimFunc([source.buffer, output.buffer], statement)
+    work = math.prod(maxima((*kernel.shape, *kernel.window)))
+    statement = _nest([*map(ends, kernel.shape)], axis, lanes, body, parallel=work >= _PARALLEL_ELEMENTS, vectorize=False)
+    return tirx.PrimFunc([source.buffer, output.buffer, *ends.parameters], ends.bind(statement))
 
 
 def _halo(kernel: HaloKernel, target: KernelTarget) -> tirx.PrimFunc:
@@ -161,13 +174,13 @@ def _halo(kernel: HaloKernel, target: KernelTarget) -> tirx.PrimFunc:
     return tirx.PrimFunc([buffer], SeqStmt([*run(0, activation.origin), *rows, *run(last, activation.elements - last)]))
 
 
-def _vector_axis(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> int | None:
+def _vector_axis(shape: Sequence[Size], strides: Sequence[Sequence[int]]) -> int | None:
     """The axis along which most operands are contiguous or constant; the innermost of equals; None for a scalar."""
-    axes = [axis for axis, extent in enumerate(shape) if extent >= _MINIMUM_VECTOR_EXTENT] or list(range(len(shape)))
+    axes = [axis for axis, extent in enumerate(maxima(shape)) if extent >= _MINIMUM_VECTOR_EXTENT] or list(range(len(shape)))
     return max(axes, key=lambda axis: (sum(stride[axis] in (0, 1) for stride in strides), axis), default=None)
 
 
-def _nest(shape: Sequence[int], axis: int | None, lanes: int, body: Body, *, parallel: bool, vectorize: bool = True) -> tirx.Stmt:
+def _nest(shape: Sequence[int | Expr], axis: int | None, lanes: int, body: Body, *, parallel: bool, vectorize: bool = True) -> tirx.Stmt:
     """Loops over ``shape`` with ``axis`` innermost, in steps of ``lanes`` and then of its halves for what is left.
 
     ``body(index, lanes)`` computes one element where ``vectorize`` makes the vector, else ``lanes`` elements from ``index`` on.
@@ -177,29 +190,38 @@ def _nest(shape: Sequence[int], axis: int | None, lanes: int, body: Body, *, par
     index: list[Expr] = [tirx.Var(f"i{i}", "int32") for i in range(len(shape))]
     outer = [i for i in range(len(shape)) if i != axis]
     kind = ForKind.PARALLEL if parallel else ForKind.SERIAL
-    pieces, start, extent = [], 0, shape[axis]
-    while start < extent:
-        count = (extent - start) // lanes
-        if count:
-            chunk, lane = tirx.Var("chunk", "int32"), tirx.Var("lane", "int32")
-            first = start + chunk * lanes
-            spread = vectorize and lanes > 1
-            piece = body([*index[:axis], first + lane if spread else first, *index[axis + 1 :]], lanes)
-            piece = For(lane, 0, lanes, ForKind.VECTORIZED, piece) if spread else piece
-            pieces.append(For(chunk, 0, count, ForKind.SERIAL if outer else kind, piece))
-        start += count * lanes
-        lanes = max(lanes // 2, 1)
+    pieces = []
+    for start, count, width in _pieces(shape[axis], lanes):
+        chunk, lane = tirx.Var("chunk", "int32"), tirx.Var("lane", "int32")
+        first = start + chunk * width
+        spread = vectorize and width > 1
+        piece = body([*index[:axis], first + lane if spread else first, *index[axis + 1 :]], width)
+        piece = For(lane, 0, width, ForKind.VECTORIZED, piece) if spread else piece
+        pieces.append(For(chunk, 0, count, ForKind.SERIAL if outer else kind, piece))
     statement: tirx.Stmt = SeqStmt(pieces) if len(pieces) > 1 else pieces[0]
     for position in reversed(outer):
         statement = For(index[position], 0, shape[position], kind if position == outer[0] else ForKind.SERIAL, statement)
     return statement
 
 
-def _product(extents: Sequence[int]) -> int:
-    result = 1
-    for extent in extents:
-        result *= extent
-    return result
+def _pieces(extent: int | Expr, lanes: int) -> Iterator[tuple[int | Expr, int | Expr, int]]:
+    """Start, number and width of the steps that cover ``extent``: of ``lanes``, then of its halves for what is left.
+
+    For a dynamic extent n: n // lanes steps, and one of each half h that n has as a binary digit, from n rounded down to 2 h.
+    """
+    if not isinstance(extent, int):
+        yield 0, extent // lanes, lanes
+        while lanes > 1:
+            yield extent // lanes * lanes, extent // (lanes // 2) % 2, lanes // 2
+            lanes //= 2
+        return
+    start = 0
+    while start < extent:
+        count = (extent - start) // lanes
+        if count:
+            yield start, count, lanes
+        start += count * lanes
+        lanes = max(lanes // 2, 1)
 
 
 def _clamp(value: Expr, low: int, high: int) -> Expr:

@@ -55,6 +55,11 @@ def maxima(shape: Iterable[Size]) -> tuple[int, ...]:
     return tuple(maximum(size) for size in shape)
 
 
+def shifted(size: Size, by: int) -> Size:
+    """The size plus a number."""
+    return Extent(size.maximum + by, size.offset + by) if isinstance(size, Extent) else size + by
+
+
 def is_dynamic(kernel: object) -> bool:
     """Whether an Extent occurs anywhere in a kernel's specification, so that its last pointer is ``extents``."""
     if isinstance(kernel, tuple):

@@ -18,6 +18,7 @@ from qcompiler.backends.tvm.kernels import (
     Clamp,
     ConvolutionKernel,
     Copy,
+    Extent,
     Fill,
     Lookup,
     Multiply,
@@ -30,9 +31,12 @@ from qcompiler.backends.tvm.kernels import (
     Requantize,
     RowAffine,
     RowKernel,
+    Size,
     Softmax,
+    maximum,
+    shifted,
 )
-from qcompiler.backends.tvm.views import Storage, View, loop_nest, pointer_offset
+from qcompiler.backends.tvm.views import Storage, View, loop_nest, pointer_offset, splits_alike
 from qcompiler.ir.edit import argument, is_call
 
 if TYPE_CHECKING:
@@ -98,7 +102,7 @@ def _convolution(planner: Planner, node: fx.Node) -> None:
         "dilation": window.dilation,
         "groups": argument(fusion.root, "groups"),
     }
-    for sample in range(output.shape[0]):
+    for sample in range(output.maxima[0]):
         _accumulate(planner, fusion, x, residual, output, geometry, sample)
 
 
@@ -114,19 +118,26 @@ def _linear(planner: Planner, node: fx.Node) -> None:
 def _accumulate(
     planner: Planner, fusion: Fusion, x: View, residual: View | None, output: View, geometry: Mapping[str, Any], sample: int = 0
 ) -> None:
-    """The call of a convolution kernel for one sample."""
+    """The call of a convolution kernel for one sample, or for the rows of a matrix."""
     assert x.activation is not None and output.activation is not None  # feature maps and matrices have one
     kernel = ConvolutionKernel(
         input=x.activation,
         output=output.activation,
         epilogue=fusion.kernel_epilogue(_is_per_channel(planner, fusion), residual.activation if residual is not None else None),
         table=fusion.table is not None,
+        rows=_dynamic_rows(output),
         **geometry,
     )
     inputs = [view for view in (x, residual) if view is not None]
     parameters = [(view.storage, 0) for view in planner.packed(kernel, fusion.constants())]
     pointers = [(view.storage, _map_start(view, sample)) for view in (*inputs, output)]
     planner.call(kernel, [*pointers[:-1], *parameters, pointers[-1]], *fusion.nodes)
+
+
+def _dynamic_rows(output: View) -> Extent | None:
+    """The dynamic size that is the number of rows; where it counts groups of rows, or rows of groups, all of the maximum are computed."""
+    lead = [size for size in output.shape[:-1] if size != 1]
+    return lead[0] if len(lead) == 1 and isinstance(lead[0], Extent) else None
 
 
 def _is_per_channel(planner: Planner, fusion: Fusion) -> bool:
@@ -181,7 +192,7 @@ def _lookup(planner: Planner, node: fx.Node) -> None:
     x, table = planner.value(argument(node, "x")), planner.value(argument(node, "table"))
     rows = table.select(len(table.shape) - 1, 0)
     if rows.shape:
-        spread = rows.reshape([extent if d == 1 else 1 for d, extent in enumerate(x.shape)])
+        spread = rows.reshape([extent if d == 1 else 1 for d, extent in enumerate(x.maxima)])
         assert spread is not None  # one dimension takes any such shape
         rows = spread
     output = planner.allocate(node, like=x)
@@ -194,19 +205,21 @@ def _lookup(planner: Planner, node: fx.Node) -> None:
 def _pool(planner: Planner, node: fx.Node) -> None:
     window = window_of(planner, node)
     assert window is not None  # the handlers of poolings only
+    planner.check_fixed(window.x)
     padded = any(window.halo)
     x = planner.feature_map(window.x, window.halo, window.pad_value) if padded else planner.value(window.x)
     start = x.offset - window.halo[0] * x.strides[2] - window.halo[2] * x.strides[3]
     output = planner.allocate(node)
-    windows = dataclasses.replace(x, offset=start).windows(window.kernel, window.stride, window.dilation, output.shape[2:])
+    windows = dataclasses.replace(x, offset=start).windows(window.kernel, window.stride, window.dilation, output.maxima[2:])
     _reduce(planner, node, windows, output, (4, 5))
 
 
 def _adaptive_pool(planner: Planner, node: fx.Node) -> None:
     """Output i covers inputs floor(i * size / outputs) to ceil((i + 1) * size / outputs): regular windows where outputs divide size."""
+    planner.check_fixed(argument(node, "x"))
     x, outputs = planner.value(argument(node, "x")), tuple(argument(node, "output_size"))
     output = planner.allocate(node)
-    sizes = x.shape[2:]
+    sizes = x.maxima[2:]
     if all(size % count == 0 for size, count in zip(sizes, outputs, strict=True)):
         kernel = [size // count for size, count in zip(sizes, outputs, strict=True)]
         _reduce(planner, node, x.windows(kernel, kernel, (1, 1), outputs), output, (4, 5))
@@ -327,7 +340,7 @@ def _is_stored(planner: Planner, fusion: RowFusion, node: fx.Node | None) -> boo
 def _row_view(planner: Planner, node: fx.Node, shape: Sequence[int]) -> View:
     """The value, broadcast to ``shape``, with contiguous rows."""
     view = planner.value(node)
-    if view.shape[-1] > 1 and view.strides[-1] != 1:
+    if view.maxima[-1] > 1 and view.strides[-1] != 1:
         view = planner.materialize(node)
     return view.expand(shape)
 
@@ -373,12 +386,14 @@ def _rows(planner: Planner, node: fx.Node, operation: Softmax | Normalize, table
 
 
 def _reshape(planner: Planner, node: fx.Node) -> None:
-    source, shape = node.args[0], tuple(planner.tensors[node].shape)
+    source, shape = node.args[0], planner.shape(node)
     assert isinstance(source, fx.Node)
+    if not splits_alike(planner.shape(source), shape):
+        planner.decline(node, "it moves elements across a dynamic dimension; reshape the dimensions before and behind it by themselves")
     planner.set_value(node, planner.value(source).reshape(shape) or _reshaped_copy(planner, source, shape))
 
 
-def _reshaped_copy(planner: Planner, source: fx.Node, shape: Sequence[int]) -> View:
+def _reshaped_copy(planner: Planner, source: fx.Node, shape: Sequence[Size]) -> View:
     view = planner.materialize(source).reshape(shape)
     assert view is not None  # row-major memory takes any shape
     return view
@@ -404,19 +419,32 @@ def _transpose(view: View, node: fx.Node) -> View:
     return view.permute(order)
 
 
-def _slice(view: View, node: fx.Node) -> View:
+def _slice(planner: Planner, node: fx.Node) -> None:
+    """The size is that of the result, whichever of the ends is dynamic; the start has to be a number."""
+    view = planner.value(argument(node, "self"))
+    dim, start, step = argument(node, "dim") % len(view.shape), argument(node, "start") or 0, argument(node, "step")
+    size = planner.shape(node)[dim]
+    if isinstance(view.shape[dim], int) and isinstance(start, int):
+        start = slice(start, None).indices(view.maxima[dim])[0]
+    if not isinstance(start, int) or start < 0:
+        planner.decline(node, "it starts at a place that depends on a dynamic size; slice from the front")
+    planner.set_value(node, view.slice(dim, start, shifted(size, start) if step == 1 else start + maximum(size) * step, step))
+
+
+def _select(planner: Planner, node: fx.Node) -> None:
+    view, index = planner.value(argument(node, "self")), argument(node, "index")
     dim = argument(node, "dim") % len(view.shape)
-    start, stop, step = slice(argument(node, "start"), argument(node, "end"), argument(node, "step")).indices(view.shape[dim])
-    return view.slice(dim, start, max(start, stop), step)
+    if not isinstance(index, int) or (index < 0 and isinstance(view.shape[dim], Extent)):
+        planner.decline(node, "it selects a place that depends on a dynamic size; select by a number from the front")
+    planner.set_value(node, view.select(dim, index % view.maxima[dim]))
 
 
-def _select(view: View, node: fx.Node) -> View:
-    dim = argument(node, "dim") % len(view.shape)
-    return view.select(dim, argument(node, "index") % view.shape[dim])
-
-
-def _flip(view: View, node: fx.Node) -> View:
-    return view.flip([dim % len(view.shape) for dim in argument(node, "dims")])
+def _flip(planner: Planner, node: fx.Node) -> None:
+    view = planner.value(argument(node, "self"))
+    dims = [dim % len(view.shape) for dim in argument(node, "dims")]
+    if any(isinstance(view.shape[dim], Extent) for dim in dims):
+        planner.decline(node, "it flips a dynamic dimension")
+    planner.set_value(node, view.flip(dims))
 
 
 def _same(view: View, node: fx.Node) -> View:
@@ -424,16 +452,18 @@ def _same(view: View, node: fx.Node) -> View:
 
 
 def _expand(planner: Planner, node: fx.Node) -> None:
-    planner.set_value(node, planner.value(argument(node, "self")).expand(tuple(planner.tensors[node].shape)))
+    planner.set_value(node, planner.value(argument(node, "self")).expand(planner.shape(node)))
 
 
 def _cat(planner: Planner, node: fx.Node) -> None:
     output = planner.allocate(node)
     dim, start = argument(node, "dim") % len(output.shape), 0
-    for source in argument(node, "tensors"):
-        view = planner.value(source)
-        planner.elementwise(Copy(), [view], output.slice(dim, start, start + view.shape[dim]), node)
-        start += view.shape[dim]
+    views = [planner.value(source) for source in argument(node, "tensors")]
+    if any(isinstance(view.shape[dim], Extent) for view in views[:-1]):
+        planner.decline(node, "it joins something behind a dynamic dimension; only the last part may be dynamic")
+    for view in views:
+        planner.elementwise(Copy(), [view], output.slice(dim, start, shifted(view.shape[dim], start)), node)
+        start += view.maxima[dim]
 
 
 def _constant_pad(planner: Planner, node: fx.Node) -> None:
@@ -444,8 +474,8 @@ def _constant_pad(planner: Planner, node: fx.Node) -> None:
     inside = output
     for position in range(len(pad) // 2):
         dim, before, after = len(view.shape) - 1 - position, pad[2 * position], pad[2 * position + 1]
-        view = view.slice(dim, max(0, -before), view.shape[dim] - max(0, -after))
-        inside = inside.slice(dim, max(0, before), inside.shape[dim] - max(0, after))
+        view = view.slice(dim, max(0, -before), shifted(view.shape[dim], -max(0, -after)))
+        inside = inside.slice(dim, max(0, before), shifted(inside.shape[dim], -max(0, after)))
     planner.elementwise(Copy(), [view], inside, node)
 
 
@@ -478,13 +508,14 @@ HANDLERS: Mapping[object, Handler] = {
     _aten.view.default: _reshape,
     _aten.reshape.default: _reshape,
     _aten.flatten.using_ints: _reshape,
+    _aten.unflatten.int: _reshape,
     _aten.squeeze.dims: _reshape,
     _aten.unsqueeze.default: _reshape,
     _aten.permute.default: _view_change(_permute),
     _aten.transpose.int: _view_change(_transpose),
-    _aten.slice.Tensor: _view_change(_slice),
-    _aten.select.int: _view_change(_select),
-    _aten.flip.default: _view_change(_flip),
+    _aten.slice.Tensor: _slice,
+    _aten.select.int: _select,
+    _aten.flip.default: _flip,
     _aten.clone.default: _view_change(_same),
     _aten.expand.default: _expand,
     _aten.cat.default: _cat,

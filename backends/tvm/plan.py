@@ -13,13 +13,13 @@ from qcompiler.backends.tvm import kernels
 from qcompiler.backends.tvm.kernels import Kernel, PackedKernel
 from qcompiler.errors import ArtifactError
 
-FORMAT = 1
-Space = Literal["arena", "parameters", "input", "output"]
+FORMAT = 2
+Space = Literal["arena", "parameters", "input", "output", "extents"]
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """A byte address: ``offset`` into the arena, the parameters, or one sample of the input or output number ``index``."""
+    """A byte address: ``offset`` into the arena, the parameters, one sample of the input or output number ``index``, or the extents."""
 
     space: Space
     offset: int
@@ -71,12 +71,24 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of one sample; ``outer`` is the dtype at the float border, ``inner`` that of the integers."""
+    """An input or output of one sample; ``outer`` is the dtype at the float border, ``inner`` that of the integers.
+
+    Only the outermost dimension of a sample may be dynamic (but for dimensions of size 1), so that its strides are numbers.
+    """
 
     name: str
-    sample_shape: tuple[int, ...]
+    sample_shape: tuple[kernels.Size, ...]
     outer: str
     inner: str
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """The one dynamic size of a program: its name and the values that it may take."""
+
+    name: str
+    minimum: int
+    maximum: int
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,7 @@ class Plan:
 
     target: str
     batched: bool
+    symbol: Symbol | None
     arena_size: int
     parameters_size: int
     parameters: tuple[Parameter, ...]
@@ -108,7 +121,7 @@ _KINDS: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (
         *(value for value in vars(kernels).values() if isinstance(value, type) and dataclasses.is_dataclass(value)),
-        *(Pointer, Step, Constant, Packed, Scale, Parameter, Port, Plan),
+        *(Pointer, Step, Constant, Packed, Scale, Parameter, Port, Symbol, Plan),
     )
 }
 

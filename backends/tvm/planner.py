@@ -2,13 +2,17 @@
 
 The plan is that of one sample; the generated driver loops over the batch. Four-dimensional values lie as NHWC. A value that a
 padded convolution or pooling reads is made with the halo that its reader needs, so that padding costs a fill of the border only.
+
+A program may have one dynamic size besides the batch (a sequence length). Everything is planned for its maximum; loops end earlier.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import fx
@@ -23,14 +27,17 @@ from qcompiler.backends.tvm.kernels import (
     Copy,
     Dequantize,
     ElementwiseKernel,
+    Extent,
     HaloKernel,
     Kernel,
     Operation,
     PackedKernel,
     Quantize,
+    Size,
+    is_dynamic,
 )
 from qcompiler.backends.tvm.parameters import packed_arrays
-from qcompiler.backends.tvm.plan import Constant, Packed, Parameter, Plan, Pointer, Port, Scale, Step
+from qcompiler.backends.tvm.plan import Constant, Packed, Parameter, Plan, Pointer, Port, Scale, Step, Symbol
 from qcompiler.backends.tvm.target import KernelTarget
 from qcompiler.backends.tvm.views import Storage, View, dense, feature_maps, loop_nest, pointer_offset, sample_stride
 from qcompiler.errors import TargetError, UnknownNameError
@@ -38,6 +45,8 @@ from qcompiler.ir import edit
 from qcompiler.ir.batch import check_independent_samples
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.provenance import describe
+from qcompiler.ir.sizes import concrete_shape, dynamic_sizes, expression, named, symbols_of
+from qcompiler.ir.types import DynamicSize
 
 Halo = tuple[int, int, int, int]
 NO_HALO: Halo = (0, 0, 0, 0)
@@ -70,7 +79,9 @@ class Planner:
     def __init__(self, program: Program, target: KernelTarget, kept: Sequence[fx.Node]) -> None:
         self.program, self.target, self._kept = program, target, tuple(kept)
         self.batched = any(spec.shape[:1] == (None,) for spec in program.inputs)
+        self.symbol = _symbol(program)
         self.tensors = _sample_tensors(program)
+        self._sizes = _Sizes(program)
         self._fusions = find_fusions(program.graph, self.tensors, set(kept))
         self._fused = {node: fusion for fusion in self._fusions.values() for node in fusion.nodes}
         self._row_fusions = find_row_fusions(program.graph, self.tensors, set(kept), self._fused)
@@ -83,7 +94,7 @@ class Planner:
     def plan(self) -> Plan:
         quantize, load = self._inputs()
         for node in self.program.graph.nodes:
-            if node.op == "call_function":
+            if node.op == "call_function" and not _is_size(node):
                 self._plan_node(node)
         body, self._calls = self._calls, []
         dequantize, store = self._outputs()
@@ -92,6 +103,7 @@ class Planner:
         return Plan(
             target=self.target.name,
             batched=self.batched,
+            symbol=self.symbol,
             arena_size=arena_size,
             parameters_size=parameters_size,
             parameters=tuple(Parameter(v.storage.offset, v.storage.size, source) for source, v in self._parameters.items()),
@@ -105,6 +117,14 @@ class Planner:
         )
 
     # What the operations use: values in, kernels and values out.
+
+    def shape(self, node: fx.Node) -> tuple[Size, ...]:
+        """The sizes of one sample of a node's value; ``tensors`` has them for the maximum of dynamic ones."""
+        return tuple(self._sizes.of(node, size) for size in node.meta["val"].shape)
+
+    def decline(self, node: fx.Node, reason: str) -> NoReturn:
+        """Raise TargetError: what the node does cannot be done on this target."""
+        raise TargetError(f"{describe(node)} cannot be compiled for target {self.target.name}: {reason}")
 
     def value(self, node: fx.Node) -> View:
         """Where the value of a node lies; a constant is put among the parameters when it is first used."""
@@ -130,14 +150,14 @@ class Planner:
         """
         tensor = self.tensors[node]
         halo, halo_value = self._wanted_halo(node)
-        row_major = tensor.dim() != 4 or (like is not None and halo == NO_HALO and _is_row_major_image(like))
-        view = self._matrix(tensor) if row_major else self._feature_maps(tensor, halo, halo_value, (node.name,))
+        row_major = tensor.dim() != 4 or self.is_dynamic(node) or (like is not None and halo == NO_HALO and _is_row_major_image(like))
+        view = self._matrix(node) if row_major else self._feature_maps(tensor, halo, halo_value, (node.name,))
         self.set_value(node, view)
         return view
 
     def allocate_matrix(self, node: fx.Node) -> View:
         """Room for a node's value as dense rows of its last dimension, set as its value."""
-        view = self._matrix(self.tensors[node])
+        view = self._matrix(node)
         self.set_value(node, view)
         return view
 
@@ -160,6 +180,7 @@ class Planner:
     def feature_map(self, node: fx.Node, halo: Halo = NO_HALO, halo_value: int = 0) -> View:
         """The value as NHWC maps of their own with at least this halo: where it lies if possible, else a copy (made once)."""
         view = self.value(node)
+        self.check_fixed(node)
         found = _as_feature_map(view, halo, halo_value)
         if found is not None:
             return found
@@ -173,13 +194,13 @@ class Planner:
         """The value as dense rows of its last dimension, on an aligned address."""
         view = self.value(node)
         if view.is_dense() and view.aligned and view.storage.space == "arena":
-            rows, columns = _rows(view.shape)
+            rows, columns = _rows(view.maxima)
             return dataclasses.replace(view, activation=Activation(1, rows, columns, view.dtype))  # type: ignore[arg-type]  # an integer
         return self.materialize(node)
 
     def materialize(self, node: fx.Node) -> View:
         """A row-major copy of the value."""
-        copy = self._matrix(self.tensors[node])
+        copy = self._matrix(node)
         self.elementwise(Copy(), [self.value(node)], copy, node)
         return copy
 
@@ -222,10 +243,24 @@ class Planner:
             self._calls.extend(_Call(kernel, ((view.storage, n * stride),), nodes) for n in range(samples))
         return view
 
-    def _matrix(self, tensor: torch.Tensor) -> View:
+    def is_dynamic(self, node: fx.Node) -> bool:
+        """Whether any size of the node's value is dynamic."""
+        return any(isinstance(size, Extent) for size in self.shape(node))
+
+    def check_fixed(self, node: fx.Node) -> None:
+        """Raise TargetError for a value whose sizes are dynamic: windows slide over feature maps of fixed sizes."""
+        if self.is_dynamic(node):
+            self.decline(node, f"windows slide over feature maps of fixed sizes, and this one depends on '{self._symbol_name}'")
+
+    @property
+    def _symbol_name(self) -> str:
+        return self.symbol.name if self.symbol is not None else ""
+
+    def _matrix(self, node: fx.Node) -> View:
+        tensor = self.tensors[node]
         dtype = dtype_name(tensor)
         rows, columns = _rows(tensor.shape)
-        view = dense(Storage("arena", tensor.numel() * ITEM_SIZE[dtype]), dtype, tuple(tensor.shape))
+        view = dense(Storage("arena", tensor.numel() * ITEM_SIZE[dtype]), dtype, self.shape(node))
         return dataclasses.replace(view, activation=Activation(1, rows, columns, dtype))  # type: ignore[arg-type]  # an integer
 
     # The border: inputs and outputs.
@@ -243,6 +278,7 @@ class Planner:
         quantize, load = [], []
         for index, (node, spec) in enumerate(zip(self._placeholders(), self.program.inputs, strict=True)):
             value = self.allocate(node)
+            self._check_port(node)
             integers = dense(Storage("input", 0, index), value.dtype, value.shape)
             load.append(_elementwise_call(Copy(), [integers], value, (node.name,)))
             if spec.quantized is None:
@@ -258,6 +294,7 @@ class Planner:
         dequantize, store = [], []
         for index, (node, spec) in enumerate(self._results()):
             value = self.value(node)
+            self._check_port(node)
             integers = dense(Storage("output", 0, index), value.dtype, value.shape)
             store.append(_elementwise_call(Copy(), [value], integers, (node.name,)))
             if spec is None or spec.quantized is None:
@@ -268,7 +305,14 @@ class Planner:
             dequantize.append(_elementwise_call(Dequantize(), [value, *scaling], floats, (node.name,)))
         return dequantize, store
 
-    def _scale(self, source: Scale, spec: ValueSpec, shape: Sequence[int]) -> View:
+    def _check_port(self, node: fx.Node) -> None:
+        """A user's tensor has no room for the maximum, so its strides are numbers only if the dynamic dimension is outermost."""
+        shape = self._sample_shape(node)
+        dynamic = [d for d, size in enumerate(shape) if isinstance(size, Extent)]
+        if len(dynamic) > 1 or any(math.prod(self.tensors[node].shape[: d + self.batched]) != 1 for d in dynamic):
+            self.decline(node, f"only the first dimension of an input's or output's sample may depend on '{self._symbol_name}'")
+
+    def _scale(self, source: Scale, spec: ValueSpec, shape: Sequence[Size]) -> View:
         """A parameter of the border, one element or one for each index of the axis, as it broadcasts against the value."""
         assert spec.quantized is not None  # the callers' guard
         count = len(spec.quantized.scale)
@@ -290,8 +334,8 @@ class Planner:
         outer = "float32" if spec is not None and spec.quantized else inner
         return Port(spec.name if spec is not None else node.name, self._sample_shape(node), outer, inner)
 
-    def _sample_shape(self, node: fx.Node) -> tuple[int, ...]:
-        shape = tuple(self.tensors[node].shape)
+    def _sample_shape(self, node: fx.Node) -> tuple[Size, ...]:
+        shape = self.shape(node)
         return shape[1:] if self.batched else shape
 
     # Nodes and memory.
@@ -327,7 +371,12 @@ def dtype_name(tensor: torch.Tensor) -> str:
 
 
 def _steps(calls: Iterable[_Call]) -> tuple[Step, ...]:
-    return tuple(Step(call.kernel, tuple(_pointer(*operand) for operand in call.operands), call.nodes) for call in calls)
+    return tuple(Step(call.kernel, _pointers(call), call.nodes) for call in calls)
+
+
+def _pointers(call: _Call) -> tuple[Pointer, ...]:
+    extents = [Pointer("extents", 0)] if is_dynamic(call.kernel) else []
+    return (*(_pointer(*operand) for operand in call.operands), *extents)
 
 
 def _pointer(storage: Storage, byte_offset: int) -> Pointer:
@@ -352,10 +401,10 @@ def _as_feature_map(view: View, halo: Halo, halo_value: int) -> View | None:
     if own is not None and len(view.shape) == 4 and view.strides[1] == 1:
         covered = all(have >= want for have, want in zip(own.halo, halo, strict=True))
         return view if covered and (halo == NO_HALO or view.halo_value == halo_value) else None
-    samples, channels, height, width = view.shape
+    samples, channels, height, width = view.maxima
     activation = Activation(height, width, channels, view.dtype)  # type: ignore[arg-type]  # an integer type by the stage
     wanted = (sample_stride(samples, activation), 1, activation.row_stride, channels)
-    same = all(extent == 1 or have == want for extent, have, want in zip(view.shape, view.strides, wanted, strict=True))
+    same = all(extent == 1 or have == want for extent, have, want in zip(view.maxima, view.strides, wanted, strict=True))
     return dataclasses.replace(view, strides=wanted, activation=activation) if same and view.aligned and halo == NO_HALO else None
 
 
@@ -370,6 +419,43 @@ def _rows(shape: Sequence[int]) -> tuple[int, int]:
     for extent in shape[:-1]:
         rows *= extent
     return rows, columns
+
+
+def _symbol(program: Program) -> Symbol | None:
+    sizes = list(dynamic_sizes(program.inputs).values())
+    if len(sizes) > 1:
+        names = ", ".join(size.name for size in sizes)
+        raise TargetError(f"the program has {len(sizes)} dynamic sizes besides the batch ({names}): leave one of them open")
+    return Symbol(sizes[0].name, sizes[0].minimum, sizes[0].maximum) if sizes else None
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Sizes are known by the planner, and computed by nobody."""
+    return isinstance(node.meta["val"], int | torch.SymInt)
+
+
+class _Sizes:
+    """Symbolic sizes as those of one sample: a number, or the dynamic size plus a number."""
+
+    def __init__(self, program: Program) -> None:
+        self._symbols = symbols_of(program)
+        self._one_sample = {symbol: expression(1) for symbol, size in self._symbols.items() if size is None}
+
+    def of(self, node: fx.Node, size: int | torch.SymInt) -> Size:
+        """A size of a node's value. Raises TargetError for any other function of the dynamic size."""
+        if isinstance(size, int):
+            return size
+        expr = expression(size).xreplace(self._one_sample)
+        if expr.is_Integer:
+            return int(expr)
+        for symbol, known in self._symbols.items():
+            offset = expr - symbol
+            if isinstance(known, DynamicSize) and offset.is_Integer:
+                return Extent(known.maximum + int(offset), int(offset))
+        raise TargetError(
+            f"{describe(node)} has a dimension of {named(size, self._symbols)} elements: memory is planned for sizes that are numbers, or"
+            " the dynamic size plus a number; keep the dynamic dimension apart in reshapes"
+        )
 
 
 class _SampleShapes(fx.Interpreter):
@@ -391,12 +477,12 @@ class _SampleShapes(fx.Interpreter):
 
 
 def _sample_tensors(program: Program) -> dict[fx.Node, torch.Tensor]:
-    """Shape and dtype of every value where the batch, if symbolic, is 1."""
+    """Shape and dtype of every value where the batch, if symbolic, is 1 and a dynamic size is its maximum."""
     mode = FakeTensorMode()
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     with mode:
         samples = [
-            torch.empty([1 if size is None else size for size in spec.shape], dtype=node.meta["val"].dtype)
+            torch.empty(concrete_shape(spec.shape), dtype=node.meta["val"].dtype)
             for spec, node in zip(program.inputs, placeholders, strict=True)
         ]
         shapes = _SampleShapes(program.graph_module, mode)

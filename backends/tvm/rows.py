@@ -13,7 +13,8 @@ from tvm.tirx import BufferStore, For, ForKind, SeqStmt, Stmt
 
 from qcompiler.arithmetic.normalize import LARGEST_EPSILON, ROOT_START, ROOT_STEPS, magnitude_bits
 from qcompiler.arithmetic.softmax import RECIPROCAL_START, RECIPROCAL_STEPS, TABLE_ENTRIES
-from qcompiler.backends.tvm.kernels import Normalize, Operand, ProductKernel, RowKernel, Softmax
+from qcompiler.backends.tvm.extents import Extents
+from qcompiler.backends.tvm.kernels import Normalize, Operand, ProductKernel, RowKernel, Size, Softmax, maxima, maximum
 from qcompiler.backends.tvm.shifts import amount, rounding_shift
 from qcompiler.backends.tvm.target import KernelTarget
 
@@ -22,7 +23,7 @@ def emit_product(kernel: ProductKernel, target: KernelTarget) -> tirx.PrimFunc:
     """Each element of the result is one sum; LLVM turns the innermost loop into vectors where both operands are contiguous."""
     extents = (*kernel.shape, kernel.length)
     a, b = _buffer("a", kernel.a, extents), _buffer("b", kernel.b, extents)
-    output = _buffer("output", kernel.output, kernel.shape)
+    output, ends = _buffer("output", kernel.output, kernel.shape), Extents(kernel)
 
     def element(index: list[Expr]) -> Stmt:
         total = _Scalar("int32")
@@ -33,16 +34,16 @@ def emit_product(kernel: ProductKernel, target: KernelTarget) -> tirx.PrimFunc:
             return total.set(total.value + left * right)
 
         store = BufferStore(output, total.value, [_position(kernel.output, index)])
-        return SeqStmt([total.allocate(), total.set(0), _steps(kernel.length, term), store])
+        return SeqStmt([total.allocate(), total.set(0), _steps(ends(kernel.length), term), store])
 
-    return tirx.PrimFunc([a, b, output], _over(kernel.shape, element))
+    return tirx.PrimFunc([a, b, output, *ends.parameters], ends.bind(_over([*map(ends, kernel.shape)], element)))
 
 
 def emit_rows(kernel: RowKernel, target: KernelTarget) -> tirx.PrimFunc:
     """Softmax or normalization, row by row."""
     extents = (*kernel.shape, kernel.length)
     x, output = _buffer("x", kernel.operand, extents), _buffer("output", kernel.output, extents)
-    table = tirx.decl_buffer((TABLE_ENTRIES,), "int32", name="table")
+    table, ends = tirx.decl_buffer((TABLE_ENTRIES,), "int32", name="table"), Extents(kernel)
 
     def row(index: list[Expr]) -> Stmt:
         def load(step: Expr) -> Expr:
@@ -52,11 +53,11 @@ def emit_rows(kernel: RowKernel, target: KernelTarget) -> tirx.PrimFunc:
             return BufferStore(output, value.astype(kernel.output.dtype), [_position(kernel.output, [*index, step])])
 
         if isinstance(kernel.operation, Softmax):
-            return _softmax(kernel.operation, kernel.length, load, table, store)
-        return _normalize(kernel.operation, kernel.length, load, store)
+            return _softmax(kernel.operation, ends(kernel.length), load, table, store)
+        return _normalize(kernel.operation, maximum(kernel.length), load, store)
 
     tables = [table] if isinstance(kernel.operation, Softmax) else []
-    return tirx.PrimFunc([x, *tables, output], _over(kernel.shape, row))
+    return tirx.PrimFunc([x, *tables, output, *ends.parameters], ends.bind(_over([*map(ends, kernel.shape)], row)))
 
 
 Load = Callable[[Expr], Expr]
@@ -81,7 +82,7 @@ class _Scalar:
         return BufferStore(self._buffer, tirx.const(value, self.dtype) if isinstance(value, int) else value.astype(self.dtype), [0])
 
 
-def _softmax(operation: Softmax, length: int, load: Load, table: tirx.Buffer, store: Store) -> Stmt:
+def _softmax(operation: Softmax, length: int | Expr, load: Load, table: tirx.Buffer, store: Store) -> Stmt:
     largest, total, bits, reciprocal = _Scalar("int32"), _Scalar("int32"), _Scalar("int32"), _Scalar("int32")
 
     def exponential(step: Expr) -> Expr:
@@ -146,7 +147,7 @@ def _normalize(operation: Normalize, length: int, load: Load, store: Store) -> S
     )
 
 
-def _steps(length: int, body: Callable[[Expr], Stmt]) -> Stmt:
+def _steps(length: int | Expr, body: Callable[[Expr], Stmt]) -> Stmt:
     """``body(step)`` for each step along a row."""
     step = tirx.Var("step", "int32")
     return For(step, 0, length, ForKind.SERIAL, body(step))
@@ -158,7 +159,7 @@ def _bit_length(x: Expr, width: int) -> Expr:
     return tirx.Select(x > 0, width - tirx.clz(tirx.max(x, one)).astype("int32"), tirx.const(0, "int32"))
 
 
-def _over(shape: Sequence[int], body: Callable[[list[Expr]], Stmt]) -> Stmt:
+def _over(shape: Sequence[int | Expr], body: Callable[[list[Expr]], Stmt]) -> Stmt:
     """Loops over ``shape``, the outermost in parallel."""
     index = [tirx.Var(f"i{i}", "int32") for i in range(len(shape))]
     statement = body(list(index))
@@ -168,8 +169,9 @@ def _over(shape: Sequence[int], body: Callable[[list[Expr]], Stmt]) -> Stmt:
     return statement
 
 
-def _buffer(name: str, operand: Operand, extents: Sequence[int]) -> tirx.Buffer:
-    reach = operand.offset + sum((extent - 1) * stride for extent, stride in zip(extents, operand.strides, strict=True) if stride > 0)
+def _buffer(name: str, operand: Operand, extents: Sequence[Size]) -> tirx.Buffer:
+    steps = zip(maxima(extents), operand.strides, strict=True)
+    reach = operand.offset + sum((extent - 1) * stride for extent, stride in steps if stride > 0)
     return tirx.decl_buffer((reach + 1,), operand.dtype, name=name)
 
 

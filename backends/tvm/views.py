@@ -1,12 +1,16 @@
-"""Where a value lies: a strided view of a block of memory. Most data movement of a graph is a change of view and costs nothing."""
+"""Where a value lies: a strided view of a block of memory. Most data movement of a graph is a change of view and costs nothing.
+
+Sizes may be dynamic (``kernels.Extent``). Memory is laid out for their maximum, so strides and offsets are numbers; a dynamic dimension is
+never merged with another one.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from qcompiler.backends.tvm.kernels import ITEM_SIZE, Activation, Operand
+from qcompiler.backends.tvm.kernels import ITEM_SIZE, Activation, Extent, Operand, Size, maxima, maximum, shifted
 from qcompiler.backends.tvm.plan import Space
 
 ALIGNMENT = 64
@@ -31,15 +35,21 @@ class View:
 
     storage: Storage
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
     strides: tuple[int, ...]
     offset: int = 0
     activation: Activation | None = None
     halo_value: int = 0
 
     @property
+    def maxima(self) -> tuple[int, ...]:
+        """The sizes that memory is laid out for."""
+        return maxima(self.shape)
+
+    @property
     def elements(self) -> int:
-        return math.prod(self.shape)
+        """For the maximum of dynamic sizes."""
+        return math.prod(self.maxima)
 
     @property
     def byte_offset(self) -> int:
@@ -66,24 +76,30 @@ class View:
         """Without a dimension of extent 1."""
         return self._alias((*self.shape[:dim], *self.shape[dim + 1 :]), (*self.strides[:dim], *self.strides[dim + 1 :]))
 
-    def slice(self, dim: int, start: int, stop: int, step: int = 1) -> View:
+    def slice(self, dim: int, start: int, stop: Size, step: int = 1) -> View:
+        """Every ``step``-th index from ``start`` to ``stop``; a dynamic stop wants a step of 1."""
         shape, strides = list(self.shape), list(self.strides)
-        shape[dim], strides[dim] = max(0, -(-(stop - start) // step)), strides[dim] * step
+        shape[dim] = shifted(stop, -start) if isinstance(stop, Extent) else max(0, -(-(stop - start) // step))
+        strides[dim] *= step
         return self._alias(shape, strides, self.offset + start * self.strides[dim])
 
     def flip(self, dims: Sequence[int]) -> View:
-        offset = self.offset + sum((self.shape[d] - 1) * self.strides[d] for d in dims)
+        """Dimensions of fixed sizes only."""
+        offset = self.offset + sum((maximum(self.shape[d]) - 1) * self.strides[d] for d in dims)
         return self._alias(self.shape, [-s if d in dims else s for d, s in enumerate(self.strides)], offset)
 
-    def expand(self, shape: Sequence[int]) -> View:
+    def expand(self, shape: Sequence[Size]) -> View:
         """Broadcast by torch's rule: missing leading dimensions and extents of 1 repeat with stride 0."""
         missing = len(shape) - len(self.shape)
         own = list(zip(self.shape, self.strides, strict=True))
         strides = [0] * missing + [stride if extent == wanted else 0 for (extent, stride), wanted in zip(own, shape[missing:], strict=True)]
         return self._alias(shape, strides)
 
-    def reshape(self, shape: Sequence[int]) -> View | None:
-        """The same elements in another shape; None where that takes a copy (torch's rule for ``view``)."""
+    def reshape(self, shape: Sequence[Size]) -> View | None:
+        """The same elements in another shape; None where that takes a copy (torch's rule for ``view``).
+
+        Dynamic dimensions stay what they are; those between them are reshaped among themselves (see ``splits_alike``).
+        """
         strides = _reshaped_strides(self.shape, self.strides, shape)
         return None if strides is None else self._alias(shape, strides)
 
@@ -94,17 +110,17 @@ class View:
         return self._alias((*lead, *output, *kernel), strides)
 
     def is_dense(self) -> bool:
-        """Row-major without gaps."""
-        return _merge(self.shape, [self.strides]) in (([], [[]]), ([self.elements], [[1]]))
+        """Row-major without gaps, for the maximum of dynamic sizes."""
+        return _merge(self.maxima, [self.strides]) in (([], [[]]), ([self.elements], [[1]]))
 
-    def _alias(self, shape: Sequence[int], strides: Sequence[int], offset: int | None = None) -> View:
+    def _alias(self, shape: Sequence[Size], strides: Sequence[int], offset: int | None = None) -> View:
         start = self.offset if offset is None else offset
         return replace(self, shape=tuple(shape), strides=tuple(strides), offset=start, activation=None)
 
 
-def dense(storage: Storage, dtype: str, shape: Sequence[int]) -> View:
+def dense(storage: Storage, dtype: str, shape: Sequence[Size]) -> View:
     """Row-major."""
-    return View(storage, dtype, tuple(shape), row_major(shape))
+    return View(storage, dtype, tuple(shape), row_major(maxima(shape)))
 
 
 def feature_maps(storage: Storage, samples: int, activation: Activation, halo_value: int = 0) -> View:
@@ -124,7 +140,7 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
 
 
-def loop_nest(shape: Sequence[int], views: Sequence[View], order_by: int = -1) -> tuple[tuple[int, ...], list[Operand]]:
+def loop_nest(shape: Sequence[Size], views: Sequence[View], order_by: int = -1) -> tuple[tuple[Size, ...], list[Operand]]:
     """The fewest loops that walk all ``views`` of ``shape``: no extent of 1, outermost the largest stride of ``views[order_by]``,
     neighbours merged where every view allows it. Equal nests are equal kernels.
     """
@@ -135,23 +151,24 @@ def loop_nest(shape: Sequence[int], views: Sequence[View], order_by: int = -1) -
     return tuple(merged), operands
 
 
-def operand(dtype: str, shape: Sequence[int], strides: Sequence[int]) -> Operand:
+def operand(dtype: str, shape: Sequence[Size], strides: Sequence[int]) -> Operand:
     """Element 0 is the first that the kernel's pointer would have to reach; ``pointer_offset`` gives that pointer."""
-    return Operand(dtype, tuple(strides), sum(-s * (n - 1) for s, n in zip(strides, shape, strict=True) if s < 0))
+    return Operand(dtype, tuple(strides), sum(-s * (n - 1) for s, n in zip(strides, maxima(shape), strict=True) if s < 0))
 
 
 def pointer_offset(view: View) -> int:
     """Element of the storage that a kernel's pointer names: the lowest address of the view."""
-    return view.offset + sum(s * (n - 1) for s, n in zip(view.strides, view.shape, strict=True) if s < 0)
+    return view.offset + sum(s * (n - 1) for s, n in zip(view.strides, view.maxima, strict=True) if s < 0)
 
 
-def _merge(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+def _merge(shape: Sequence[Size], strides: Sequence[Sequence[int]]) -> tuple[list[Size], list[list[int]]]:
     kept = [d for d, extent in enumerate(shape) if extent != 1]
-    merged: list[int] = []
+    merged: list[Size] = []
     result: list[list[int]] = [[] for _ in strides]
     for d in kept:
-        if merged and all(r[-1] == s[d] * shape[d] for r, s in zip(result, strides, strict=True)):
-            merged[-1] *= shape[d]
+        product = _merged_extent(merged, shape[d], [(r[-1:], s[d]) for r, s in zip(result, strides, strict=True)])
+        if product is not None:
+            merged[-1] = product
             for r, s in zip(result, strides, strict=True):
                 r[-1] = s[d]
             continue
@@ -161,10 +178,58 @@ def _merge(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list
     return merged, result
 
 
-def _reshaped_strides(old: Sequence[int], strides: Sequence[int], new: Sequence[int]) -> list[int] | None:
+def _merged_extent(outer: Sequence[Size], inner: Size, strides: Sequence[tuple[Sequence[int], int]]) -> int | None:
+    """The extent of the last outer loop and the inner one as one loop, if every operand walks them as one."""
+    if not outer or isinstance(outer[-1], Extent) or isinstance(inner, Extent):
+        return None
+    return outer[-1] * inner if all(last[-1] == step * inner for last, step in strides) else None
+
+
+def splits_alike(old: Sequence[Size], new: Sequence[Size]) -> bool:
+    """Whether dynamic sizes are the same in both shapes, with as many elements between them: what a reshape may do."""
+    pairs = list(zip(_runs(old), _runs(new), strict=False))
+    same = all(math.prod(a.shape) == math.prod(b.shape) and a.end == b.end for a, b in pairs)
+    return same and len(list(_runs(old))) == len(list(_runs(new)))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Dimensions ``start`` to ``start + len(shape)`` of fixed sizes, and the dynamic size behind them (None: no more dimensions)."""
+
+    start: int
+    shape: tuple[int, ...]
+    end: Extent | None
+
+
+def _runs(shape: Sequence[Size]) -> Iterator[_Run]:
+    start = 0
+    sizes: list[int] = []
+    for position, size in enumerate(shape):
+        if isinstance(size, int):
+            sizes.append(size)
+            continue
+        yield _Run(start, tuple(sizes), size)
+        start, sizes = position + 1, []
+    yield _Run(start, tuple(sizes), None)
+
+
+def _reshaped_strides(old: Sequence[Size], strides: Sequence[int], new: Sequence[Size]) -> list[int] | None:
+    if not splits_alike(old, new):
+        return None
+    result: list[int] = []
+    for before, after in zip(_runs(old), _runs(new), strict=True):
+        last = before.start + len(before.shape)
+        steps = _reshaped_run(before.shape, strides[before.start : last], after.shape)
+        if steps is None:
+            return None
+        result += steps if before.end is None else [*steps, strides[last]]
+    return result
+
+
+def _reshaped_run(old: Sequence[int], strides: Sequence[int], new: Sequence[int]) -> list[int] | None:
     """Walk both shapes from the innermost dimension; a run of old dimensions that merges must cover whole new dimensions."""
     merged, (steps,) = _merge(old, [strides])
-    runs = list(zip(merged, steps, strict=True))
+    runs = list(zip(maxima(merged), steps, strict=True))
     result: list[int] = []
     extent, step = runs.pop() if runs else (1, 1)
     for size in reversed(new):

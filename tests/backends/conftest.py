@@ -15,7 +15,8 @@ from qcompiler.backends.reference import backend as reference
 from qcompiler.backends.tvm import backend as tvm
 from qcompiler.ir.builder import GraphBuilder
 from qcompiler.ir.program import Program, ValueSpec
-from qcompiler.ir.types import UINT8, QuantizedType, Stage
+from qcompiler.ir.sizes import concrete_shape, dynamic_sizes, specified, symbols_of
+from qcompiler.ir.types import UINT8, QuantizedType, SpecSize, Stage
 from qcompiler.pipeline.backend import Executable
 
 
@@ -27,7 +28,7 @@ class IntegerProgram:
         self.random = torch.Generator().manual_seed(seed)
         self._inputs: list[ValueSpec] = []
 
-    def input(self, *shape: int | None) -> fx.Node:
+    def input(self, *shape: SpecSize) -> fx.Node:
         name = f"x{len(self._inputs)}"
         self._inputs.append(ValueSpec(name, torch.float32, shape, QuantizedType(UINT8, (0.05,), (7,))))
         return self.builder.input(name, shape, torch.uint8)
@@ -97,22 +98,22 @@ class IntegerProgram:
         return self.call("qc.linear", x, weight, self.integers("bias", -5000, 5000, (features,))), 127 * 255 * inputs + 5000
 
     def finish(self, *outputs: fx.Node) -> Program:
-        specs = tuple(ValueSpec(node.name, node.meta["val"].dtype, _shape(node)) for node in outputs)
-        return Program(self.builder.finish(*outputs), Stage.INTEGER, tuple(self._inputs), specs)
+        program = Program(self.builder.finish(*outputs), Stage.INTEGER, tuple(self._inputs), ())
+        symbols = symbols_of(program)
+        shapes = [tuple(specified(size, symbols) for size in node.meta["val"].shape) for node in outputs]
+        specs = [ValueSpec(node.name, node.meta["val"].dtype, shape) for node, shape in zip(outputs, shapes, strict=True)]
+        return program.replace(outputs=tuple(specs))
 
 
 def _full(value: int, shape: Sequence[int]) -> torch.Tensor:
     return torch.full(tuple(shape), value, dtype=torch.int32)
 
 
-def _shape(node: fx.Node) -> tuple[int | None, ...]:
-    return tuple(None if isinstance(size, torch.SymInt) else size for size in node.meta["val"].shape)
-
-
-def _random_inputs(program: Program, batch: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Integer inputs over the whole range of uint8."""
+def _random_inputs(program: Program, batch: int, seed: int = 0, length: int | None = None) -> tuple[torch.Tensor, ...]:
+    """Integer inputs over the whole range of uint8; ``length``: the value of a dynamic size, its maximum where not given."""
     random = torch.Generator().manual_seed(seed)
-    shapes = [[batch if size is None else size for size in spec.shape] for spec in program.inputs]
+    values = dict.fromkeys(dynamic_sizes(program.inputs), length) if length is not None else None
+    shapes = [concrete_shape(spec.shape, batch, values) for spec in program.inputs]
     return tuple(torch.randint(0, 256, shape, generator=random).to(torch.uint8) for shape in shapes)
 
 
@@ -153,14 +154,20 @@ def compile_for() -> Callable[..., Executable]:
 def differences() -> Callable[..., list[str]]:
     """Names of the outputs in which an executable differs from the reference, for several batches and numbers of threads."""
 
-    def compare(program: Program, executable: Executable, names: Sequence[str], batches: Sequence[int] = (1, 3, 17)) -> list[str]:
+    def compare(
+        program: Program,
+        executable: Executable,
+        names: Sequence[str],
+        batches: Sequence[int] = (1, 3, 17),
+        lengths: Sequence[int | None] = (None,),
+    ) -> list[str]:
         found = []
-        for batch, threads in itertools.product(batches, (1, 2)):
-            inputs = _random_inputs(program, batch, seed=batch)
+        for batch, length, threads in itertools.product(batches, lengths, (1, 2)):
+            inputs = _random_inputs(program, batch, seed=batch, length=length)
             executable.set_threads(threads)
             for name, want, got in zip(names, program.run_integer(*inputs), executable.run_integer(*inputs), strict=True):
                 if want.dtype != got.dtype or not torch.equal(want, got):
-                    found.append(f"{name} at batch {batch}, {threads} thread(s)")
+                    found.append(f"{name} at batch {batch}, length {length}, {threads} thread(s)")
         return found
 
     return compare

@@ -72,16 +72,16 @@ class _AmxKernel:
 
     def emit(self) -> None:
         """One parallel loop over panels and rows or, where all is one row, parts of it; each task configures the tiles."""
-        tiles = -(-self._pixels.columns // self._tile_rows)
+        fixed_count = -(-self._pixels.columns // self._tile_rows)
+        tiles = e.pieces(fixed_count, self._tile_rows, self._kernel.rows, self._buffers.get("extents"))
         panels, rest = self._layout.panels(self._panel_vectors)
         panel_count, rows = panels + bool(rest), self._pixels.rows
-        parts = tiles if rows == 1 else 1
-        tiles_in_part = tiles // parts
+        parts, tiles_in_part = (tiles, 1) if rows == 1 else (1, tiles)
         with e.parallel(self._layout.groups * panel_count * rows * parts) as task:
-            part = T.Bind(task % parts)
-            row = T.Bind(task // parts % rows)
-            panel = T.Bind(task // (parts * rows) % panel_count)
-            group = T.Bind(task // (parts * rows * panel_count))
+            part = e.digit(task, 1, parts)
+            row = e.digit(task, parts, rows)
+            panel = e.digit(task, parts * rows, panel_count)
+            group = e.digit(task, parts * rows * panel_count, self._layout.groups)
             self._configure()
             sums = T.alloc_buffer((_TILE_ROWS * self._panel_vectors * _LANES,), "int32", scope="local")
             with T.serial(0, tiles_in_part) as tile:

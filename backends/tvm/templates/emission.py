@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from qcompiler.backends.tvm.kernels import Extent
 from qcompiler.backends.tvm.templates.layout import Parameter
 
 # TVM has no type information: an expression, a buffer.
@@ -50,10 +51,23 @@ def function(parameters: Sequence[Parameter], body: Callable[[list[Buffer]], Non
 
 
 @contextmanager
-def parallel(extent: int) -> Iterator[Expr]:
+def parallel(extent: int | Expr) -> Iterator[Expr]:
     """A loop over independent tasks; one task alone needs no threads."""
-    with (T.parallel if extent > 1 else T.serial)(0, extent) as task:
+    with (T.serial if isinstance(extent, int) and extent <= 1 else T.parallel)(0, extent) as task:
         yield task
+
+
+def pieces(fixed: int, size: int, rows: Extent | None, extents: Buffer | None) -> Expr | int:
+    """``fixed``, but where the number of rows is dynamic as many pieces of ``size`` as cover them; the last one may pass their end."""
+    if rows is None or extents is None:
+        return fixed
+    return T.Bind(T.truncdiv(extents[0] + (rows.offset + size - 1), size))
+
+
+def digit(number: Expr, below: int | Expr, base: int | Expr) -> Expr:
+    """``number // below % base`` of a number that is not negative. By division that truncates: for a base that is known at run time only
+    TVM would else add the case of a negative one to every address."""
+    return T.Bind(T.truncmod(T.truncdiv(number, below), base))
 
 
 def branches(index: Expr, full: int, has_rest: bool, emit: Callable[[bool], None]) -> None:

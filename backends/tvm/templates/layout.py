@@ -113,6 +113,7 @@ def kernel_parameters(kernel: ConvolutionKernel, weights: Parameter, channels: i
         weights,
         *epilogue_parameters(kernel, channels),
         Parameter("output", kernel.output.dtype.removeprefix("u"), kernel.output.elements),
+        *([Parameter("extents", "int32", 1)] if kernel.rows is not None else []),
     )
 
 

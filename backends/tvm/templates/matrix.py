@@ -60,12 +60,14 @@ class _MatrixKernel:
         panels, rest_channels = self._layout.panels(tile.vectors)
         full_rows, rest_rows = divmod(height, tile.rows)
         full_columns, rest_columns = divmod(width, tile.columns)
-        panel_count, row_count, column_count = panels + bool(rest_channels), full_rows + bool(rest_rows), full_columns + bool(rest_columns)
+        panel_count, row_count = panels + bool(rest_channels), full_rows + bool(rest_rows)
+        fixed_count = full_columns + bool(rest_columns)
+        column_count = e.pieces(fixed_count, tile.columns, self._kernel.rows, self._buffers.get("extents"))
         with e.parallel(self._layout.groups * panel_count * row_count * column_count) as task:
-            column = T.Bind(task % column_count)
-            row = T.Bind(task // column_count % row_count)
-            panel = T.Bind(task // (column_count * row_count) % panel_count)
-            group = T.Bind(task // (column_count * row_count * panel_count))
+            column = e.digit(task, 1, column_count)
+            row = e.digit(task, column_count, row_count)
+            panel = e.digit(task, column_count * row_count, panel_count)
+            group = e.digit(task, column_count * row_count * panel_count, self._layout.groups)
 
             def emit_panel(is_rest: bool) -> None:
                 channels = rest_channels if is_rest else tile.vectors * self._layout.instructions.lanes
