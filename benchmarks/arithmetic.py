@@ -1,8 +1,9 @@
 """Worst-case errors of the requantization forms, and the speed of the reference kernels: the tables of docs/arithmetic.md.
 
 ``python benchmarks/arithmetic.py errors`` multiplies every integer of [-2^20, 2^20] by random factors of each order of magnitude and
-compares with the real product, in 64-bit integers, hence exactly. ``python benchmarks/arithmetic.py rows`` compares softmax and
-normalization with float64 on random rows. ``python benchmarks/arithmetic.py speed`` times the integer layers of ResNet-20.
+compares with the real product, in 64-bit integers, hence exactly. ``rows`` compares softmax and normalization with float64 on random
+rows. ``functions`` compares every form of every non-linear function with float64 over whole input ranges, and draws the figures.
+``speed`` times the integer layers of ResNet-20.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+import functions
 import qcompiler.ir.ops  # noqa: F401  # registers torch.ops.qc
 from qcompiler.arithmetic import REQUANTIZE, Dyadic, choose, choose_residual, exponential_table, normalize, softmax
 from qcompiler.arithmetic.dyadic import FORMS
@@ -31,7 +33,7 @@ EXPONENTS = (-20, -16, -12, -8, -6, -4, -2, 0)
 def main() -> None:
     """Print the table that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=["errors", "rows", "speed"])
+    parser.add_argument("table", choices=["errors", "rows", "functions", "speed"])
     parser.add_argument("--factors", type=int, default=20, help="factors tried in each order of magnitude")
     parser.add_argument("--images", type=int, default=1000)
     arguments = parser.parse_args()
@@ -39,6 +41,9 @@ def main() -> None:
         print_errors(arguments.factors)
     elif arguments.table == "rows":
         print_rows()
+    elif arguments.table == "functions":
+        functions.print_functions()
+        functions.draw_figures()
     else:
         print_speed(arguments.images)
 
