@@ -18,8 +18,9 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qcompiler.backends.tvm import arena, operations
+from qcompiler.backends.tvm import arena, operations, products
 from qcompiler.backends.tvm.fuse import Fusion, find_fusions
+from qcompiler.backends.tvm.fuse_products import find_product_fusions
 from qcompiler.backends.tvm.fuse_rows import find_row_fusions
 from qcompiler.backends.tvm.kernels import (
     ITEM_SIZE,
@@ -86,6 +87,8 @@ class Planner:
         self._fused = {node: fusion for fusion in self._fusions.values() for node in fusion.nodes}
         self._row_fusions = find_row_fusions(program.graph, self.tensors, set(kept), self._fused)
         self._in_row_fusion = {node: fusion for fusion in self._row_fusions.values() for node in fusion.nodes}
+        self._product_fusions = find_product_fusions(program.graph, self.tensors, set(kept))
+        self._in_product_fusion = {node for fusion in self._product_fusions.values() for node in fusion.nodes}
         self._values: dict[fx.Node, View] = {}
         self._maps: dict[tuple[fx.Node, Halo, int], View] = {}
         self._calls: list[_Call] = []
@@ -345,10 +348,19 @@ class Planner:
             if node in self._row_fusions:
                 operations.normalization(self, self._row_fusions[node])
             return
+        if node in self._in_product_fusion:
+            if node in self._product_fusions:
+                products.emit(self, self._product_fusions[node])
+            return
         fusion = self._fused.get(node)
         if fusion is not None and fusion.last is not node:
             return  # computed with the fusion's last node
-        handler = operations.HANDLERS.get(fusion.root.target if fusion is not None else node.target)
+        self.plan_alone(node, fusion.root.target if fusion is not None else node.target)
+
+    def plan_alone(self, node: fx.Node, target: object = None) -> None:
+        """Call what computes this node, or the fusion that ends with it and whose root has this target. Raises TargetError for an op
+        without a kernel."""
+        handler = operations.HANDLERS.get(target if target is not None else node.target)
         if handler is None:
             known = ", ".join(sorted(str(target) for target in operations.HANDLERS))
             raise TargetError(f"no kernel for {describe(node)} on target {self.target.name}; there are kernels for {known}")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcompiler.backends.tvm.kernels import ConvolutionKernel, Kernel, NormalizationKernel
+from qcompiler.backends.tvm.kernels import AttentionKernel, ConvolutionKernel, Kernel, MatrixProductKernel, NormalizationKernel
 from qcompiler.backends.tvm.plan import decode
 from qcompiler.backends.tvm.target import KernelTarget, resolve
 
@@ -30,6 +30,14 @@ def emit(kernel: Kernel, target: KernelTarget, symbol: str) -> PrimFunc:
         from qcompiler.backends.tvm.templates import normalization
 
         return normalization.emit(kernel, target)
+    if isinstance(kernel, MatrixProductKernel):
+        from qcompiler.backends.tvm.templates import product
+
+        return product.emit(kernel, target.name)
+    if isinstance(kernel, AttentionKernel):
+        from qcompiler.backends.tvm.templates import attention
+
+        return attention.emit(kernel, target.name)
     from qcompiler.backends.tvm import generic
 
     return generic.emit(kernel, target)

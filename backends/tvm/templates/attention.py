@@ -92,7 +92,7 @@ class _Attention:
         heads: Expr = T.int32(1)
         for count in self._batch:
             heads = T.Bind(heads * count)
-        with T.attr(T.int32(0), "pragma_parallel_launch_point", T.int32(1)):
+        with e.per_thread():
             self._prepare()
             head_packed = v.Register(T.int32(-1))
             with T.parallel(0, T.Bind(heads * blocks)) as task:

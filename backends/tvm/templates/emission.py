@@ -70,6 +70,17 @@ def digit(number: Expr, below: int | Expr, base: int | Expr) -> Expr:
     return T.Bind(T.truncmod(T.truncdiv(number, below), base))
 
 
+@contextmanager
+def per_thread() -> Iterator[None]:
+    """Each thread runs the body once; the iterations of a parallel loop in it are divided among them.
+
+    Local memory is each thread's own only because of the second attribute: without it TVM's StorageRewrite moves it out of the launch.
+    """
+    thread = tirx.IterVar((0, 1), tirx.Var("thread", "int32"), tirx.IterVar.Opaque, "vthread")
+    with T.attr(T.int32(0), "pragma_parallel_launch_point", T.int32(1)), T.attr(thread, "virtual_thread", T.int32(1)):
+        yield
+
+
 def branches(index: Expr, full: int, has_rest: bool, emit: Callable[[bool], None]) -> None:
     """``emit(False)`` where ``index < full``, ``emit(True)`` for the one index after it; no test where only one can happen."""
     if not has_rest or full == 0:
