@@ -186,7 +186,7 @@ def _link(compiler: str, source: str, symbols: Sequence[str], folder: Path) -> b
     (folder / "driver.c").write_text(source)
     (folder / "exports.map").write_text(EXPORTS)
     objects = [f"{symbol}.o" for symbol in symbols]
-    command = [compiler, *_COMPILER_FLAGS, "-Wl,--version-script=exports.map", "-o", "library.so", "driver.c", *objects]
+    command = [compiler, *_COMPILER_FLAGS, "-Wl,--version-script=exports.map", "-o", "library.so", "driver.c", *objects, "-lm"]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode:
         lines = (result.stderr.strip() or "no message").splitlines()

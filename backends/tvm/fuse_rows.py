@@ -71,14 +71,13 @@ def find_row_fusions(graph: fx.Graph, tensors: Tensors, kept: Collection[fx.Node
     Nodes in ``taken`` belong to other fusions; a value in ``kept`` must exist in memory, which ``qc::normalize`` alone cannot give
     once something follows it.
     """
-    fusions = (_fuse(root, tensors, kept, taken) for root in edit.calls(graph, qc.normalize.default) if has_row_kernel(root, tensors))
+    fusions = (_fuse(root, tensors, kept, taken) for root in edit.calls(graph, qc.normalize.default) if has_row_kernel(root))
     return {fusion.first: fusion for fusion in fusions}
 
 
-def has_row_kernel(root: fx.Node, tensors: Tensors) -> bool:
-    """Whether the row kernel computes this form of normalization, for this type of input."""
-    names = [each.name for each in root.target._schema.arguments]  # type: ignore[union-attr]  # a registered op
-    return ("form" not in names or argument(root, "form") == _FORM) and tensors[argument(root, "x")].dtype in _NARROW
+def has_row_kernel(root: fx.Node) -> bool:
+    """Whether the fused kernel computes this form of normalization."""
+    return bool(argument(root, "form") == _FORM)
 
 
 def _fuse(root: fx.Node, tensors: Tensors, kept: Collection[fx.Node], taken: Collection[fx.Node]) -> RowFusion:

@@ -23,12 +23,17 @@ from qcompiler.backends.tvm.kernels import (
     ITEM_SIZE,
     Add,
     Clamp,
+    Combine,
+    Compare,
     Copy,
     Dequantize,
     ElementwiseKernel,
     Fill,
+    FloatFunction,
     GenericKernel,
     HaloKernel,
+    IslandDequantize,
+    IslandQuantize,
     Lookup,
     Multiply,
     Operand,
@@ -43,6 +48,8 @@ from qcompiler.backends.tvm.kernels import (
 )
 from qcompiler.backends.tvm.shifts import amount, rounding_shift
 from qcompiler.backends.tvm.target import KernelTarget
+from qcompiler.backends.tvm.templates import elementwise
+from qcompiler.backends.tvm.templates import rows as row_templates
 
 # Work below which waking a thread costs more than it saves, in elements read.
 _PARALLEL_ELEMENTS = 32768
@@ -55,13 +62,13 @@ Body = Callable[[list[Expr], int], tirx.Stmt]
 def emit(kernel: GenericKernel, target: KernelTarget) -> tirx.PrimFunc:
     """The kernel's function; parameters are buffers in the order that the kernel's docstring gives."""
     if isinstance(kernel, ElementwiseKernel):
-        return _elementwise(kernel, target)
+        return elementwise.emit(kernel, target) if elementwise.serves(kernel, target) else _elementwise(kernel, target)
     if isinstance(kernel, ReductionKernel):
         return _reduction(kernel, target)
     if isinstance(kernel, ProductKernel):
         return rows.emit_product(kernel, target)
     if isinstance(kernel, RowKernel):
-        return rows.emit_rows(kernel, target)
+        return row_templates.emit(kernel, target)
     return _halo(kernel, target)
 
 
@@ -82,13 +89,18 @@ class _Access:
         return self.buffer[self.at(index) + shift]
 
     def store(self, index: Index, value: Expr) -> tirx.Stmt:
-        return BufferStore(self.buffer, value.astype(self.operand.dtype), [self.at(index)])
+        return BufferStore(self.buffer, value.astype(_storage(self.operand.dtype)), [self.at(index)])
 
 
 def _access(name: str, operand: Operand, shape: Sequence[Size], extra: int = 0) -> _Access:
     extents = zip(maxima(shape), operand.strides, strict=True)
     reach = operand.offset + sum((extent - 1) * stride for extent, stride in extents if stride > 0)
-    return _Access(operand, tirx.decl_buffer((reach + 1 + extra,), operand.dtype, name=name))
+    return _Access(operand, tirx.decl_buffer((reach + 1 + extra,), _storage(operand.dtype), name=name))
+
+
+def _storage(dtype: str) -> str:
+    """Booleans are bytes of 0 and 1; TVM's own are bits."""
+    return "uint8" if dtype == "bool" else dtype
 
 
 def _elementwise(kernel: ElementwiseKernel, target: KernelTarget) -> tirx.PrimFunc:
@@ -102,6 +114,8 @@ def _elementwise(kernel: ElementwiseKernel, target: KernelTarget) -> tirx.PrimFu
 
     strides = [operand.strides for operand in (*kernel.operands, kernel.output)]
     lanes = target.vector_bytes // max(ITEM_SIZE[operand.dtype] for operand in (*kernel.operands, kernel.output, _arithmetic(kernel)))
+    if isinstance(kernel.operation, FloatFunction) and kernel.operation.function in _LIBRARY_FUNCTIONS:
+        lanes = 1
     axis, ends = _vector_axis(kernel.shape, strides), Extents(kernel)
     statement = _nest([*map(ends, kernel.shape)], axis, lanes, body, parallel=math.prod(maxima(kernel.shape)) >= _PARALLEL_ELEMENTS)
     return tirx.PrimFunc([*(access.buffer for access in (*operands, output)), *ends.parameters], ends.bind(statement))
@@ -290,6 +304,61 @@ def _dequantize(operation: Dequantize, operands: Sequence[_Access], index: Index
     return (x.astype("int32") - zero_point).astype("float32") * scale
 
 
+def _compare(operation: Compare, operands: Sequence[_Access], index: Index) -> Expr:
+    x = operands[0].load(index)
+    wide = x.astype("int32") if ITEM_SIZE[operands[0].operand.dtype] < ITEM_SIZE["int32"] else x
+    relation = getattr(operator, operation.relation)
+    return relation(wide, tirx.const(operation.number, wide.ty.dtype))
+
+
+def _combine(operation: Combine, operands: Sequence[_Access], index: Index) -> Expr:
+    a, b = (operand.load(index) for operand in operands)
+    return a & b if operation.function == "and" else a | b
+
+
+# Of the C library; the others are instructions, which round as IEEE 754 says.
+_LIBRARY_FUNCTIONS = {
+    name: f"{name}f" for name in ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "log", "erf")
+}
+_LIBRARY_FUNCTIONS |= {"log2": "log2f", "log10": "log10f", "log1p": "log1pf", "expm1": "expm1f", "exp2": "exp2f", "pow": "powf"}
+
+
+def _float_function(operation: FloatFunction, operands: Sequence[_Access], index: Index) -> Expr:
+    values = [operand.load(index) for operand in operands]
+    if operation.number is not None:
+        values.append(tirx.const(operation.number, "float32"))
+    if operation.function in _LIBRARY_FUNCTIONS:
+        return tirx.call_pure_extern("float32", _LIBRARY_FUNCTIONS[operation.function], *values)
+    one = tirx.const(1.0, "float32")
+    instructions: dict[str, Callable[..., Expr]] = {
+        "sqrt": tirx.sqrt,
+        "rsqrt": lambda x: one / tirx.sqrt(x),
+        "reciprocal": lambda x: one / x,
+        "abs": tirx.abs,
+        "floor": tirx.floor,
+        "ceil": tirx.ceil,
+        "neg": lambda x: tirx.const(0.0, "float32") - x,
+        "add": operator.add,
+        "sub": operator.sub,
+        "mul": operator.mul,
+        "div": operator.truediv,
+        "maximum": tirx.max,
+        "minimum": tirx.min,
+    }
+    return instructions[operation.function](*values)
+
+
+def _island_quantize(operation: IslandQuantize, operands: Sequence[_Access], index: Index) -> Expr:
+    scaled = tirx.nearbyint(operands[0].load(index) * tirx.const(operation.reciprocal, "float32"))
+    number = tirx.Select(tirx.isnan(scaled), tirx.const(0, "float32"), scaled)
+    return _clamp(number + tirx.const(operation.zero_point, "float32"), operation.low, operation.high).astype("int32")
+
+
+def _island_dequantize(operation: IslandDequantize, operands: Sequence[_Access], index: Index) -> Expr:
+    centred = operands[0].load(index).astype("int32") - operation.zero_point
+    return centred.astype("float32") * tirx.const(operation.scale, "float32")
+
+
 _EXPRESSIONS: dict[type[Operation], Callable[..., Expr]] = {
     Copy: _copy,
     Fill: _fill,
@@ -300,4 +369,9 @@ _EXPRESSIONS: dict[type[Operation], Callable[..., Expr]] = {
     Clamp: _clamp_value,
     Quantize: _quantize,
     Dequantize: _dequantize,
+    Compare: _compare,
+    Combine: _combine,
+    FloatFunction: _float_function,
+    IslandQuantize: _island_quantize,
+    IslandDequantize: _island_dequantize,
 }

@@ -28,7 +28,7 @@ from typing import Literal
 
 Form = Literal["high", "narrow", "exact64"]
 Dtype = Literal["int8", "uint8", "int16", "int32"]
-ITEM_SIZE = {"int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8, "float32": 4}
+ITEM_SIZE = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "int32": 4, "int64": 8, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,49 @@ class Dequantize:
     """``arithmetic.dequantize`` of operands x, scale (float32), zero point (int32)."""
 
 
-Operation = Copy | Fill | Requantize | Add | Multiply | Lookup | Clamp | Quantize | Dequantize
+@dataclass(frozen=True)
+class Compare:
+    """A comparison of operand x with a number: 1 where it holds, else 0."""
+
+    relation: Literal["eq", "ne", "gt", "ge", "lt", "le"]
+    number: int
+
+
+@dataclass(frozen=True)
+class Combine:
+    """``and`` or ``or`` of two operands of bool."""
+
+    function: Literal["and", "or"]
+
+
+@dataclass(frozen=True)
+class FloatFunction:
+    """An elementwise function of floats in an island; ``number`` is the second operand of those that take one."""
+
+    function: str
+    number: float | None = None
+
+
+@dataclass(frozen=True)
+class IslandQuantize:
+    """``arithmetic.quantize`` of operand x (float32) with one scale."""
+
+    reciprocal: float
+    zero_point: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class IslandDequantize:
+    """``arithmetic.dequantize`` of operand x with one scale."""
+
+    scale: float
+    zero_point: int
+
+
+IslandOperation = FloatFunction | IslandQuantize | IslandDequantize
+Operation = Copy | Fill | Requantize | Add | Multiply | Lookup | Clamp | Quantize | Dequantize | Compare | Combine | IslandOperation
 
 
 @dataclass(frozen=True)
@@ -316,18 +358,55 @@ class AttentionKernel:
 
 @dataclass(frozen=True)
 class Softmax:
-    """``arithmetic.softmax`` of a row, with the table as second operand."""
+    """``qc::softmax``; the second operand, if any, is the mask; form ``table`` has its int32 [256] as one more pointer."""
 
+    form: str
+    constants: tuple[int, ...]
     bits: int
 
 
 @dataclass(frozen=True)
 class Normalize:
-    """``arithmetic.normalize`` of a row."""
+    """``qc::normalize``."""
 
     zero_point: int
     epsilon: int
     centre: bool
+    form: str = "newton"
+
+
+@dataclass(frozen=True)
+class Nonlinear:
+    """``qc::nonlinear``."""
+
+    zero_point: int
+    function: str
+    form: str
+    constants: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Divide:
+    """``qc::divide``; the second operand is the divisor, whose last stride is 0 where a row has one divisor."""
+
+    fraction_bits: int
+
+
+@dataclass(frozen=True)
+class Bucketize:
+    """``qc::bucketize``; the int32 boundaries are one more pointer."""
+
+    boundaries: int
+
+
+@dataclass(frozen=True)
+class ArgumentMaximum:
+    """``aten.argmax`` along the row: the first place of the largest element, int64. Output strides have no row dimension."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """``qc::embedding``: the operand is the id, one a row (last stride 0), the second operand the table (strides of its two dimensions)."""
 
 
 @dataclass(frozen=True)
@@ -375,15 +454,22 @@ class NormalizationKernel:
     narrow_output: Operand | None = None
 
 
+RowOperation = Softmax | Normalize | Nonlinear | Divide | Bucketize | ArgumentMaximum | Embedding
+
+
 @dataclass(frozen=True)
 class RowKernel:
-    """``output[i, :] = operation(operand[i, :])``, i over ``shape``, rows of ``length``; pointers: operand, [table], output."""
+    """``output[i, :] = operation(operand[i, :], second[i, :])``, i over ``shape``, rows of ``length``.
 
-    operation: Softmax | Normalize
+    Operand and output are contiguous along the row, the second operand is that or constant. Pointers: operand, [second], [table], output.
+    """
+
+    operation: RowOperation
     shape: tuple[Size, ...]
     length: Size
     operand: Operand
     output: Operand
+    second: Operand | None = None
 
 
 @dataclass(frozen=True)

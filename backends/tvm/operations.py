@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,29 +16,40 @@ from qcompiler.arithmetic.normalize import OUTPUT_FRACTION_BITS
 from qcompiler.backends.tvm.kernels import (
     ITEM_SIZE,
     Add,
+    ArgumentMaximum,
+    Bucketize,
     Clamp,
+    Combine,
+    Compare,
     ConvolutionKernel,
     Copy,
+    Divide,
+    Embedding,
     Extent,
     Fill,
+    FloatFunction,
+    IslandDequantize,
+    IslandQuantize,
     Lookup,
     Multiply,
+    Nonlinear,
     NormalizationKernel,
     Normalize,
     Operand,
     Operation,
-    ProductKernel,
     ReductionKernel,
     Requantize,
     RowAffine,
     RowKernel,
+    RowOperation,
     Size,
     Softmax,
     maximum,
     shifted,
 )
-from qcompiler.backends.tvm.views import Storage, View, loop_nest, pointer_offset, splits_alike
+from qcompiler.backends.tvm.views import Storage, View, dense, loop_nest, pointer_offset, splits_alike
 from qcompiler.ir.edit import argument, is_call
+from qcompiler.ir.types import IntegerType
 
 if TYPE_CHECKING:
     from qcompiler.backends.tvm.fuse import Fusion
@@ -199,6 +211,63 @@ def _lookup(planner: Planner, node: fx.Node) -> None:
     planner.elementwise(Lookup(torch.iinfo(planner.tensors[argument(node, "x")].dtype).min), [x, rows], output, node)
 
 
+def _compare(planner: Planner, node: fx.Node) -> None:
+    relation = str(node.target).split(".")[1]
+    number = int(argument(node, "other"))
+    _elementwise(planner, node, Compare(relation, number), ("self",))  # type: ignore[arg-type]  # one of the handlers' six
+
+
+def _logical_not(planner: Planner, node: fx.Node) -> None:
+    _elementwise(planner, node, Compare("eq", 0), ("self",))
+
+
+def _mask_and(planner: Planner, node: fx.Node) -> None:
+    _elementwise(planner, node, Combine("and"), ("self", "other"))
+
+
+def _mask_or(planner: Planner, node: fx.Node) -> None:
+    _elementwise(planner, node, Combine("or"), ("self", "other"))
+
+
+def _cast(planner: Planner, node: fx.Node) -> None:
+    """Between integers a copy; to bool a comparison with 0."""
+    operation = Compare("ne", 0) if planner.tensors[node].dtype == torch.bool else Copy()
+    _elementwise(planner, node, operation, ("self",))
+
+
+# Float islands.
+
+
+def _island_quantize(planner: Planner, node: fx.Node) -> None:
+    scale, zero_point, kind = _island_type(planner, node)
+    reciprocal = torch.tensor(scale, dtype=torch.float32).reciprocal().item()
+    _elementwise(planner, node, IslandQuantize(reciprocal, zero_point, kind.low, kind.high), ("x",))
+
+
+def _island_dequantize(planner: Planner, node: fx.Node) -> None:
+    scale, zero_point, _ = _island_type(planner, node)
+    _elementwise(planner, node, IslandDequantize(torch.tensor(scale, dtype=torch.float32).item(), zero_point), ("x",))
+
+
+def _island_type(planner: Planner, node: fx.Node) -> tuple[float, int, IntegerType]:
+    scale, zero_point = argument(node, "scale"), argument(node, "zero_point")
+    if len(scale) != 1:
+        planner.decline(node, "an island in float has one scale for a whole tensor")
+    return scale[0], zero_point[0], IntegerType(argument(node, "bits"), argument(node, "signed"))
+
+
+def _float_function(planner: Planner, node: fx.Node) -> None:
+    """Operands are computed values, but for one number as the second."""
+    names = [each.name for each in node.target._schema.arguments]  # type: ignore[union-attr]  # a registered op
+    values = [argument(node, name) for name in names]
+    tensors = [name for name, value in zip(names, values, strict=True) if isinstance(value, fx.Node)]
+    numbers = [float(value) for value in values[len(tensors) : 2] if isinstance(value, int | float)]
+    if any(name == "alpha" and value != 1 for name, value in zip(names, values, strict=True)):
+        planner.decline(node, "there is no float kernel for a sum with a factor")
+    function = str(node.target).split(".")[1].removesuffix("_")
+    _elementwise(planner, node, FloatFunction(function, numbers[0] if numbers else None), tensors)
+
+
 # Reductions.
 
 
@@ -265,59 +334,131 @@ def _reduce(planner: Planner, node: fx.Node, x: View, output: View, dims: Sequen
 # Rows.
 
 
-def _matmul(planner: Planner, node: fx.Node) -> None:
-    """[..., M, K] and [..., K, N], which broadcast, walked as [..., M, N, K]."""
-    a, b = planner.value(argument(node, "a")), planner.value(argument(node, "b"))
-    output = planner.allocate(node)
-    lead, length = output.shape[:-2], a.shape[-1]
-    columns, rows = output.shape[-1], output.shape[-2]
-    left = a.unsqueeze(len(a.shape) - 1).expand((*lead, rows, columns, length))
-    right = b.permute([*range(len(b.shape) - 2), len(b.shape) - 1, len(b.shape) - 2])
-    right = right.unsqueeze(len(b.shape) - 2).expand((*lead, rows, columns, length))
-    starts = [view.select(len(lead) + 2, 0) for view in (left, right)]
-    shape, (walk_a, walk_b, target) = loop_nest(output.shape, [*starts, output])
-    steps = (left.strides[-1], right.strides[-1])
-    kernel = ProductKernel(
-        shape=shape,
-        length=length,
-        a=dataclasses.replace(walk_a, strides=(*walk_a.strides, steps[0])),
-        b=dataclasses.replace(walk_b, strides=(*walk_b.strides, steps[1])),
-        output=target,
-        zero_point_a=argument(node, "zero_point_a"),
-        zero_point_b=argument(node, "zero_point_b"),
-    )
-    planner.call(kernel, [(view.storage, pointer_offset(view) * ITEM_SIZE[view.dtype]) for view in (left, right, output)], node)
-
-
 def _softmax(planner: Planner, node: fx.Node) -> None:
-    table = planner.value(argument(node, "table"))
-    _rows(planner, node, Softmax(argument(node, "bits")), [(table.storage, 0)])
+    operation = Softmax(argument(node, "form"), tuple(argument(node, "constants")), argument(node, "bits"))
+    _row_kernel(planner, node, operation, argument(node, "x"), second=argument(node, "mask"), table=argument(node, "table"))
 
 
 def _normalize(planner: Planner, node: fx.Node) -> None:
-    """Of the forms and types that have no row kernel."""
-    _rows(planner, node, _normalize_operation(node), [])
+    """Of the forms that have no fused kernel."""
+    _row_kernel(planner, node, _normalize_operation(node), argument(node, "x"))
 
 
 def _normalize_operation(node: fx.Node) -> Normalize:
-    return Normalize(**{name: argument(node, name) for name in ("zero_point", "epsilon", "centre")})
+    return Normalize(**{name: argument(node, name) for name in ("zero_point", "epsilon", "centre", "form")})
+
+
+def _nonlinear(planner: Planner, node: fx.Node) -> None:
+    names = ("zero_point", "function", "form")
+    operation = Nonlinear(**{name: argument(node, name) for name in names}, constants=tuple(argument(node, "constants")))
+    plan = _row_kernel if operation.form == "shift-gelu" else _vector_kernel  # which alone knows rows
+    plan(planner, node, operation, argument(node, "x"))
+
+
+def _divide(planner: Planner, node: fx.Node) -> None:
+    _row_kernel(planner, node, Divide(argument(node, "fraction_bits")), argument(node, "x"), second=argument(node, "divisor"))
+
+
+def _bucketize(planner: Planner, node: fx.Node) -> None:
+    boundaries = argument(node, "boundaries")
+    _vector_kernel(planner, node, Bucketize(planner.tensors[boundaries].numel()), argument(node, "x"), boundaries)
+
+
+def _argument_maximum(planner: Planner, node: fx.Node) -> None:
+    """Rows are the dimension that the op looks along; without one, everything is one row."""
+    x, dim = argument(node, "self"), argument(node, "dim")
+    view = planner.value(x)
+    if dim is None:
+        view = view.reshape([math.prod(view.maxima)]) or _reshaped_copy(planner, x, [math.prod(view.maxima)])
+        order = [0]
+    else:
+        last = dim % len(view.shape)
+        order = [*(d for d in range(len(view.shape)) if d != last), last]
+    moved = view.permute(order)
+    if moved.strides[-1] != 1 and moved.shape[-1] != 1:
+        copy = dense(Storage("arena", math.prod(moved.maxima) * ITEM_SIZE[moved.dtype]), moved.dtype, moved.shape)
+        planner.elementwise(Copy(), [moved], copy, node)
+        moved = copy
+    output = planner.allocate_matrix(node)
+    result = output.squeeze([dim % len(output.shape)]) if dim is not None and argument(node, "keepdim") else output
+    kept = moved.select(len(order) - 1, 0)
+    outer, (source, target) = loop_nest(kept.shape, [kept, result.reshape(kept.shape) or result])
+    operand = dataclasses.replace(source, strides=(*source.strides, 1))
+    kernel = RowKernel(ArgumentMaximum(), outer, moved.shape[-1], operand, target)
+    planner.call(kernel, [_pointer(moved), _pointer(output)], node)
+
+
+def _embedding(planner: Planner, node: fx.Node) -> None:
+    """The table is read row by row where it lies."""
+    ids, output = planner.value(argument(node, "ids")), planner.allocate_matrix(node)
+    weight = planner.value(argument(node, "weight"))
+    outer, (source, target) = loop_nest(ids.shape, [ids, output.select(len(output.shape) - 1, 0)])
+    kernel = RowKernel(
+        operation=Embedding(),
+        shape=outer,
+        length=output.shape[-1],
+        operand=dataclasses.replace(source, strides=(*source.strides, 0)),
+        output=dataclasses.replace(target, strides=(*target.strides, 1)),
+        second=Operand(weight.dtype, weight.strides),
+    )
+    planner.call(kernel, [_pointer(ids), _pointer(weight), _pointer(output)], node)
+
+
+def _pointer(view: View) -> tuple[Storage, int]:
+    return view.storage, pointer_offset(view) * ITEM_SIZE[view.dtype]
+
+
+def _vector_kernel(planner: Planner, node: fx.Node, operation: RowOperation, x: fx.Node, table: fx.Node | None = None) -> None:
+    """A function of each element, along whatever runs of elements operand and result have in common."""
+    source = planner.value(x)
+    output = planner.allocate(node, like=source)
+    outer, walks = loop_nest(output.shape, [source, output])
+    if not outer or any(walk.strides[-1] != 1 for walk in walks):
+        _row_kernel(planner, node, operation, x, table=table)
+        return
+    kernel = RowKernel(operation, outer[:-1], outer[-1], walks[0], walks[1])
+    tables = [(planner.value(table).storage, 0)] if table is not None else []
+    planner.call(kernel, [_pointer(source), *tables, _pointer(output)], node)
+
+
+def _row_kernel(
+    planner: Planner, node: fx.Node, operation: RowOperation, x: fx.Node, second: fx.Node | None = None, table: fx.Node | None = None
+) -> None:
+    """A function of each row along the last dimension; operands that do not lie along it are copied first."""
+    shape = planner.shape(node)
+    views = [_row_view(planner, x, shape)]
+    if second is not None:
+        views.append(_row_view(planner, second, shape, may_repeat=True))
+    views.append(planner.allocate_matrix(node))
+    if not shape:
+        views = [view.unsqueeze(0) for view in views]
+    length = views[-1].shape[-1]
+    outer, walks = loop_nest(views[-1].shape[:-1], [view.select(len(view.shape) - 1, 0) for view in views])
+    steps = [1, *(int(view.strides[-1] != 0) for view in views[1:-1]), 1]
+    operands = [dataclasses.replace(walk, strides=(*walk.strides, step)) for walk, step in zip(walks, steps, strict=True)]
+    middle = operands[1] if second is not None else None
+    tables = [(planner.value(table).storage, 0)] if table is not None else []
+    pointers = [_pointer(view) for view in views]
+    kernel = RowKernel(operation, outer, length, operands[0], operands[-1], middle)
+    planner.call(kernel, [*pointers[:-1], *tables, pointers[-1]], node)
 
 
 def normalization(planner: Planner, fusion: RowFusion) -> None:
     """The call of a row kernel for all nodes of the fusion; values that only the kernel itself reads get no memory."""
     addition = fusion.addition
     sources = [argument(addition, side) for side in "ab"] if addition is not None else [argument(fusion.root, "x")]
-    shape = tuple(planner.tensors[fusion.root].shape)
+    shape = planner.shape(fusion.root)
     inputs = {name: _row_view(planner, source, shape) for name, source in zip(("operand", "addend"), sources, strict=False)}
     stored = {"total": addition, "output": fusion.affine or fusion.root, "narrow_output": fusion.narrowing}
-    outputs = {name: planner.allocate_matrix(node) for name, node in stored.items() if _is_stored(planner, fusion, node)}
+    kept = {name: node for name, node in stored.items() if node is not None and _is_stored(planner, fusion, node)}
+    outputs = {name: planner.allocate_matrix(node) for name, node in kept.items()}
     views = {**inputs, **outputs}
     outer, walks = loop_nest(shape[:-1], [view.select(len(shape) - 1, 0) for view in views.values()])
     operands = {name: dataclasses.replace(walk, strides=(*walk.strides, 1)) for name, walk in zip(views, walks, strict=True)}
     kernel = NormalizationKernel(
         operation=_normalize_operation(fusion.root),
         shape=outer,
-        length=shape[-1],
+        length=maximum(shape[-1]),
         addition=_add_operation(addition) if addition is not None else None,
         affine=_row_affine(planner, fusion),
         narrowing=_requantize_operation(fusion.narrowing) if fusion.narrowing is not None else None,
@@ -330,17 +471,16 @@ def normalization(planner: Planner, fusion: RowFusion) -> None:
     planner.call(kernel, arguments, *fusion.nodes)
 
 
-def _is_stored(planner: Planner, fusion: RowFusion, node: fx.Node | None) -> bool:
+def _is_stored(planner: Planner, fusion: RowFusion, node: fx.Node) -> bool:
     """Whether anything but the fused kernel itself reads the value."""
-    if node is None:
-        return False
     return planner.is_kept(node) or any(user not in fusion.nodes for user in node.users)
 
 
-def _row_view(planner: Planner, node: fx.Node, shape: Sequence[int]) -> View:
-    """The value, broadcast to ``shape``, with contiguous rows."""
+def _row_view(planner: Planner, node: fx.Node, shape: Sequence[Size], may_repeat: bool = False) -> View:
+    """The value, broadcast to ``shape``, whose last dimension is contiguous, or one element for all if it ``may_repeat``."""
     view = planner.value(node)
-    if view.maxima[-1] > 1 and view.strides[-1] != 1:
+    repeats = may_repeat and (not view.shape or view.shape[-1] == 1 or view.strides[-1] == 0)
+    if not repeats and view.shape and view.shape[-1] != 1 and view.strides[-1] != 1:
         view = planner.materialize(node)
     return view.expand(shape)
 
@@ -354,7 +494,9 @@ def _row_affine(planner: Planner, fusion: RowFusion) -> RowAffine | None:
     shift = torch.tensor(argument(node, "shift")) if is_add else planner.constant(constants["shift"]).to(torch.int64)
     zero_point = argument(node, "zero_point")
     # The most that the sum before the last shift can be; its parts are at most 2^30.
-    largest = ((_NORMALIZED_BOUND << pre_shift) * multiplier.abs() >> 32) + 1 + (1 << 30 if is_add else 0) + ((abs(zero_point) + 1) << shift)
+    largest = (
+        ((_NORMALIZED_BOUND << pre_shift) * multiplier.abs() >> 32) + 1 + (1 << 30 if is_add else 0) + ((abs(zero_point) + 1) << shift)
+    )
     return RowAffine(
         pre_shift=_common(pre_shift),
         shift=_common(shift),
@@ -369,17 +511,6 @@ def _row_affine(planner: Planner, fusion: RowFusion) -> RowAffine | None:
 def _common(values: torch.Tensor) -> int | None:
     """The number that all elements are."""
     return int(values.flatten()[0]) if bool((values == values.flatten()[0]).all()) else None
-
-
-def _rows(planner: Planner, node: fx.Node, operation: Softmax | Normalize, tables: list[tuple[Storage, int]]) -> None:
-    """An operation on each row along the last dimension."""
-    x, output = planner.value(argument(node, "x")), planner.allocate(node)
-    starts = [view.select(len(view.shape) - 1, 0) for view in (x, output)]
-    shape, walks = loop_nest(output.shape[:-1], starts)
-    operands = [dataclasses.replace(walk, strides=(*walk.strides, view.strides[-1])) for walk, view in zip(walks, (x, output), strict=True)]
-    kernel = RowKernel(operation, shape, x.shape[-1], *operands)
-    pointers = [(view.storage, pointer_offset(view) * ITEM_SIZE[view.dtype]) for view in (x, output)]
-    planner.call(kernel, [pointers[0], *tables, pointers[1]], node)
 
 
 # Movement: a change of view where it can be, else copies into the value's own memory.
@@ -488,12 +619,38 @@ def _dilate(planner: Planner, node: fx.Node) -> None:
     planner.elementwise(Copy(), [planner.value(argument(node, "x"))], inside, node)
 
 
+_COMPARISONS = (_aten.eq.Scalar, _aten.ne.Scalar, _aten.gt.Scalar, _aten.ge.Scalar, _aten.lt.Scalar, _aten.le.Scalar)
+_FLOAT_FUNCTIONS = (
+    *(
+        getattr(_aten, name).default
+        for name in ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "exp2", "expm1")
+    ),
+    *(getattr(_aten, name).default for name in ("log", "log2", "log10", "log1p", "erf", "sqrt", "rsqrt", "reciprocal", "abs", "neg")),
+    *(getattr(_aten, name).default for name in ("floor", "ceil", "maximum", "minimum")),
+    *(getattr(_aten, name).Tensor for name in ("add", "sub", "mul", "div")),
+    *(getattr(_aten, name).Scalar for name in ("add", "sub", "mul", "div")),
+    _aten.pow.Tensor_Scalar,
+)
+
 HANDLERS: Mapping[object, Handler] = {
+    **dict.fromkeys(_COMPARISONS, _compare),
+    **dict.fromkeys(_FLOAT_FUNCTIONS, _float_function),
+    _aten.logical_not.default: _logical_not,
+    _aten.logical_and.default: _mask_and,
+    _aten.bitwise_and.Tensor: _mask_and,
+    _aten.bitwise_or.Tensor: _mask_or,
+    _aten.to.dtype: _cast,
+    _qc.quantize.default: _island_quantize,
+    _qc.dequantize.default: _island_dequantize,
     _qc.convolution.default: _convolution,
     _qc.linear.default: _linear,
-    _qc.matmul.default: _matmul,
     _qc.softmax.default: _softmax,
     _qc.normalize.default: _normalize,
+    _qc.nonlinear.default: _nonlinear,
+    _qc.divide.default: _divide,
+    _qc.bucketize.default: _bucketize,
+    _qc.embedding.default: _embedding,
+    _aten.argmax.default: _argument_maximum,
     _qc.requantize.default: _requantize,
     _qc.add.default: _add,
     _qc.multiply.default: _multiply,

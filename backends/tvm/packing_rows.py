@@ -40,10 +40,16 @@ def pack(kernel: NormalizationKernel, constants: Mapping[str, Array]) -> tuple[A
     """
     values = {role: np.asarray(array, np.int64).reshape(-1) for role, array in constants.items()}
     if kernel.affine is not None:
-        shift = values["shift"] if kernel.affine.shift is None else np.full(1, kernel.affine.shift, np.int64)
-        zero_point = kernel.affine.zero_point if kernel.affine.offset_has_zero_point else 0
-        values["offset"] = (zero_point << shift) + ((np.int64(1) << shift) >> 1) + _constant_half(kernel.affine, values)
+        values["offset"] = _offset(kernel.affine, values)
     return tuple(_spread(values[parameter.name], parameter.size, kernel.length) for parameter in parameters(kernel))
+
+
+def _offset(affine: RowAffine, values: Mapping[str, Integers]) -> Integers:
+    """All that is added to the high half of the normalized value's product."""
+    shift = values["shift"] if affine.shift is None else np.full(1, affine.shift, np.int64)
+    unit = np.left_shift(np.ones(1, np.int64), shift)
+    zero_point = affine.zero_point if affine.offset_has_zero_point else 0
+    return np.asarray(zero_point * unit + (unit >> 1) + _constant_half(affine, values), np.int64)
 
 
 def _constant_half(affine: RowAffine, values: Mapping[str, Integers]) -> Integers | int:

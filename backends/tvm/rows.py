@@ -1,7 +1,4 @@
-"""TIR for what reads whole rows: products of matrices, softmax, normalization. Plain loops, one row a thread at a time.
-
-The arithmetic is that of ``arithmetic.softmax`` and ``arithmetic.normalize``, whose formulas the functions below repeat one to one.
-"""
+"""TIR for products of matrices of any strides: plain loops, one row a thread at a time."""
 
 from __future__ import annotations
 
@@ -11,11 +8,8 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import BufferStore, For, ForKind, SeqStmt, Stmt
 
-from qcompiler.arithmetic.normalize import LARGEST_EPSILON, ROOT_START, ROOT_STEPS, magnitude_bits
-from qcompiler.arithmetic.softmax import RECIPROCAL_START, RECIPROCAL_STEPS, TABLE_ENTRIES
 from qcompiler.backends.tvm.extents import Extents
-from qcompiler.backends.tvm.kernels import Normalize, Operand, ProductKernel, RowKernel, Size, Softmax, maxima, maximum
-from qcompiler.backends.tvm.shifts import amount, rounding_shift
+from qcompiler.backends.tvm.kernels import Operand, ProductKernel, Size, maxima
 from qcompiler.backends.tvm.target import KernelTarget
 
 
@@ -39,31 +33,6 @@ def emit_product(kernel: ProductKernel, target: KernelTarget) -> tirx.PrimFunc:
     return tirx.PrimFunc([a, b, output, *ends.parameters], ends.bind(_over([*map(ends, kernel.shape)], element)))
 
 
-def emit_rows(kernel: RowKernel, target: KernelTarget) -> tirx.PrimFunc:
-    """Softmax or normalization, row by row."""
-    extents = (*kernel.shape, kernel.length)
-    x, output = _buffer("x", kernel.operand, extents), _buffer("output", kernel.output, extents)
-    table, ends = tirx.decl_buffer((TABLE_ENTRIES,), "int32", name="table"), Extents(kernel)
-
-    def row(index: list[Expr]) -> Stmt:
-        def load(step: Expr) -> Expr:
-            return x[_position(kernel.operand, [*index, step])].astype("int32")
-
-        def store(step: Expr, value: Expr) -> Stmt:
-            return BufferStore(output, value.astype(kernel.output.dtype), [_position(kernel.output, [*index, step])])
-
-        if isinstance(kernel.operation, Softmax):
-            return _softmax(kernel.operation, ends(kernel.length), load, table, store)
-        return _normalize(kernel.operation, maximum(kernel.length), load, store)
-
-    tables = [table] if isinstance(kernel.operation, Softmax) else []
-    return tirx.PrimFunc([x, *tables, output, *ends.parameters], ends.bind(_over([*map(ends, kernel.shape)], row)))
-
-
-Load = Callable[[Expr], Expr]
-Store = Callable[[Expr, Expr], Stmt]
-
-
 class _Scalar:
     """A local variable."""
 
@@ -82,81 +51,10 @@ class _Scalar:
         return BufferStore(self._buffer, tirx.const(value, self.dtype) if isinstance(value, int) else value.astype(self.dtype), [0])
 
 
-def _softmax(operation: Softmax, length: int | Expr, load: Load, table: tirx.Buffer, store: Store) -> Stmt:
-    largest, total, bits, reciprocal = _Scalar("int32"), _Scalar("int32"), _Scalar("int32"), _Scalar("int32")
-
-    def exponential(step: Expr) -> Expr:
-        return table[largest.value - load(step)]
-
-    def probability(step: Expr) -> Expr:
-        scaled = ((exponential(step) * y) >> 15) * high
-        return tirx.max(tirx.min(rounding_shift(scaled, bits.value - 1), high), 0)
-
-    high = (1 << operation.bits) - 1
-    f = ((total.value << amount(31 - bits.value)) >> 16).astype("int32")
-    y = reciprocal.value
-    return SeqStmt(
-        [
-            *(scalar.allocate() for scalar in (largest, total, bits, reciprocal)),
-            largest.set(tirx.min_value("int32")),
-            _steps(length, lambda step: largest.set(tirx.max(largest.value, load(step)))),
-            total.set(0),
-            _steps(length, lambda step: total.set(total.value + exponential(step))),
-            bits.set(32 - tirx.clz(total.value)),
-            reciprocal.set(RECIPROCAL_START - f),
-            *[reciprocal.set((y * (65536 - ((f * y) >> 14))) >> 15)] * RECIPROCAL_STEPS,
-            _steps(length, lambda step: store(step, probability(step))),
-        ]
-    )
-
-
-def _normalize(operation: Normalize, length: int, load: Load, store: Store) -> Stmt:
-    total, largest, shift = _Scalar("int32"), _Scalar("int32"), _Scalar("int32")
-    power, even, root, factor = _Scalar("int64"), _Scalar("int64"), _Scalar("int64"), _Scalar("int32")
-
-    def centred(step: Expr) -> Expr:
-        x = load(step) - operation.zero_point
-        return x * length - total.value if operation.centre else x
-
-    def reduced(step: Expr) -> Expr:
-        return rounding_shift(centred(step), shift.value)
-
-    def square(step: Expr) -> Expr:
-        return reduced(step).astype("int64") * reduced(step).astype("int64")
-
-    epsilon = tirx.const(operation.epsilon, "int64") >> amount(2 * shift.value.astype("int64"))
-    epsilon = tirx.min(epsilon, tirx.const(LARGEST_EPSILON, "int64"))
-    v, y = power.value << amount(2 * even.value), root.value
-    return SeqStmt(
-        [
-            *(scalar.allocate() for scalar in (total, largest, shift, power, even, root, factor)),
-            total.set(0),
-            *([_steps(length, lambda step: total.set(total.value + load(step) - operation.zero_point))] if operation.centre else []),
-            largest.set(0),
-            _steps(length, lambda step: largest.set(tirx.max(largest.value, tirx.abs(centred(step))))),
-            shift.set(tirx.max(_bit_length(largest.value, 32) - magnitude_bits(length), 0)),
-            power.set(0),
-            _steps(length, lambda step: power.set(power.value + square(step))),
-            power.set(tirx.max(power.value + epsilon, tirx.const(1, "int64"))),
-            even.set(tirx.max(30 - _bit_length(power.value, 64), 0) >> 1),
-            root.set(ROOT_START - ((5 * v) >> 15)),
-            *[root.set((y * (tirx.const(3 << 30, "int64") - ((v * ((y * y) >> 8)) >> 28))) >> 31)] * ROOT_STEPS,
-            factor.set((root.value << amount(even.value)) >> 4),
-            _steps(length, lambda step: store(step, reduced(step) * factor.value)),
-        ]
-    )
-
-
 def _steps(length: int | Expr, body: Callable[[Expr], Stmt]) -> Stmt:
     """``body(step)`` for each step along a row."""
     step = tirx.Var("step", "int32")
     return For(step, 0, length, ForKind.SERIAL, body(step))
-
-
-def _bit_length(x: Expr, width: int) -> Expr:
-    """int32; 0 for 0, where counting leading zeros is undefined."""
-    one = tirx.const(1, f"int{width}")
-    return tirx.Select(x > 0, width - tirx.clz(tirx.max(x, one)).astype("int32"), tirx.const(0, "int32"))
 
 
 def _over(shape: Sequence[int | Expr], body: Callable[[list[Expr]], Stmt]) -> Stmt:

@@ -112,25 +112,23 @@ class _Normalization:
         e.store(factors, 0, factor)
         self._scale(rows, reduced, factors, start)
 
-    def _load_words(self, buffer: Buffer, at: Expr) -> Expr:
-        loaded = e.load(buffer, at, self._words)
-        return loaded if v.element(loaded) == "int16" else e.cast(loaded, "int16")
-
     def _measure(self, buffer: Buffer, start: Expr, row: Expr, sums: Buffer, magnitudes: Buffer) -> None:
-        """The row's sum and the largest magnitude of c."""
-        zero, ones = e.constant(0, "int32", self._lanes), e.constant(1, "int16", self._words)
-        total = v.Register(zero)
-        largest = v.Register(e.constant(-(2**15), "int16", self._words))
-        smallest = v.Register(e.constant(2**15 - 1, "int16", self._words))
+        """The row's sum and the largest magnitude of c; in 16-bit lanes but for an int32 operand, which then has unsigned 16 bits."""
+        kind, lanes = ("int32", self._lanes) if self._kernel.operand.dtype == "int32" else ("int16", self._words)
+        limits = (-(2**31), 2**31 - 1) if kind == "int32" else (-(2**15), 2**15 - 1)
+        total, ones = v.Register(e.constant(0, "int32", self._lanes)), e.constant(1, "int16", lanes)
+        largest, smallest = (v.Register(e.constant(limit, kind, lanes)) for limit in limits)
 
         def step(at: Expr, rest: Expr | None) -> None:
-            words = self._load_words(buffer, start + at)
+            loaded = e.load(buffer, start + at, lanes)
+            x = loaded if v.element(loaded) == kind else e.cast(loaded, kind)
+            largest.set(v.maximum(largest.value, v.only_first(x, rest, limits[0])))
+            smallest.set(v.minimum(smallest.value, v.only_first(x, rest, limits[1])))
             if self._kernel.operation.centre:
-                total.set(e.dot_words(total.value, v.only_first(words, rest, 0), ones))
-            largest.set(v.maximum(largest.value, v.only_first(words, rest, -(2**15))))
-            smallest.set(v.minimum(smallest.value, v.only_first(words, rest, 2**15 - 1)))
+                terms = v.only_first(x, rest, 0)
+                total.set(T.Bind(total.value + terms) if kind == "int32" else e.dot_words(total.value, terms, ones))
 
-        v.over_row(self._length, self._words, step)
+        v.over_row(self._length, lanes, step)
         high, low = (T.Bind(T.cast(v.reduce(*each), "int32")) for each in (("smax", largest.value), ("smin", smallest.value)))
         if self._kernel.operation.centre:
             average = v.reduce("add", total.value)
@@ -151,7 +149,8 @@ class _Normalization:
         row_start = T.Bind(row * (-(-self._length // self._words) * self._words))
 
         def step(at: Expr, rest: Expr | None) -> None:
-            value = e.cast(e.load(buffer, start + at, self._lanes), "int32")
+            loaded = e.load(buffer, start + at, self._lanes)
+            value = loaded if v.element(loaded) == "int32" else e.cast(loaded, "int32")
             d = T.Bind(T.shift_right(T.Bind(value * length) + offset, shift))
             e.store(reduced, row_start + at, d)
             magnitude = e.reinterpret(T.Bind(T.abs(v.only_first(d, rest, 0))), "int16")
@@ -196,7 +195,8 @@ class _Normalization:
                     values["narrow_output"] = self._narrow(value, narrow)
                 for name, operand in outputs:
                     if operand is not None:
-                        vector = e.cast(values[name], operand.dtype)
+                        same = v.element(values[name]) == operand.dtype
+                        vector = values[name] if same else e.cast(values[name], operand.dtype)
                         v.store(self._buffers[name], start(operand, row) + at, vector, rest)
 
         v.over_row(self._length, self._lanes, step)

@@ -25,7 +25,7 @@ class Rows:
         self.words = self.p.call("qc.lookup", self.x, self.p.integers("table", -30000, 30000, (256,), torch.int16), 16, True)
 
     def normalize(self, x: fx.Node, centre: bool = True, epsilon: int = 1000) -> fx.Node:
-        return self.p.call("qc.normalize", x, 5, epsilon, centre)
+        return self.p.call("qc.normalize", x, 5, epsilon, centre, "newton")
 
     def affine(self, y: fx.Node, bits: int, signed: bool = True, swapped: bool = False, shifts: bool = False) -> fx.Node:
         """``qc::add`` of a constant a channel, multipliers of both signs; to about the whole range."""

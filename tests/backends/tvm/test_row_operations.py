@@ -1,0 +1,101 @@
+"""The ops of transformers that are no products: masks, forms of softmax, functions, tables, casts; one program, compiled once a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+
+from qcompiler import arithmetic
+
+TARGETS = ("x86-64-v3", "x86-64-vnni")
+
+
+def _words(p: Any) -> fx.Node:
+    """int16 [N, 5, 33]"""
+    return p.call("qc.lookup", p.rows, p.integers("table", -30000, 30000, (256,), torch.int16), 16, True)
+
+
+def _softmax(p: Any, x: fx.Node, form: str, bits: int = 8, mask: fx.Node | None = None, scale: float = 0.02) -> fx.Node:
+    table, constants = arithmetic.softmax_parameters(form, scale)
+    return p.call("qc.softmax", x, None if table is None else p.constant("e", table), mask, form, constants, bits)
+
+
+def _nonlinear(p: Any, x: fx.Node, function: str, form: str, scale: float = 0.05, bound: int = 300) -> fx.Node:
+    return p.call("qc.nonlinear", x, 7, function, form, arithmetic.nonlinear_parameters(function, form, scale, bound)[0])
+
+
+def _mask(p: Any) -> fx.Node:
+    """bool [N, 1, 33]"""
+    return p.call("aten.gt:Scalar", p.call("aten.slice:Tensor", p.rows, 1, 0, 1, 1), 100)
+
+
+def _image_mask(p: Any) -> fx.Node:
+    """bool [N, 1, 1, 11]"""
+    row = p.call("aten.slice:Tensor", p.call("aten.slice:Tensor", p.images, 1, 0, 1, 1), 2, 3, 4, 1)
+    return p.call("aten.logical_not", p.call("aten.le:Scalar", row, 90))
+
+
+def _ids(p: Any) -> fx.Node:
+    """int64 [N, 5, 33] in [0, 255]"""
+    return p.call("aten.to:dtype", p.rows, torch.int64)
+
+
+CASES: dict[str, Callable[[Any], fx.Node]] = {
+    "softmax_table": lambda p: _softmax(p, p.images, "table"),
+    "softmax_table_masked": lambda p: _softmax(p, p.images, "table", 8, _image_mask(p)),
+    "softmax_of_columns": lambda p: _softmax(p, p.call("aten.permute", p.images, [0, 2, 3, 1]), "table", 16),
+    "softmax_shift": lambda p: _softmax(p, p.rows, "shift", 12, _mask(p)),
+    "softmax_poly_constant_mask": lambda p: _softmax(p, _words(p), "poly", 8, p.integers("m", 0, 1, (5, 33), torch.bool), 0.0005),
+    "softmax_mask_of_rows": lambda p: _softmax(
+        p, p.rows, "poly", 8, p.call("aten.slice:Tensor", p.call("aten.gt:Scalar", p.rows, 99), 2, 4, 5, 1)
+    ),
+    "softmax_shiftmax": lambda p: _softmax(p, p.rows, "shiftmax", 8, _mask(p)),
+    "softmax_i_softmax": lambda p: _softmax(p, p.rows, "i-softmax"),
+    "normalize_i_layernorm": lambda p: p.call("qc.normalize", _words(p), 5, 0, True, "i-layernorm"),
+    "normalize_i_bert": lambda p: p.call("qc.normalize", p.images, 5, 0, True, "i-bert"),
+    "normalize_of_accumulators": lambda p: p.call("qc.normalize", p.call("qc.sum", p.images, [2], False, 0), 5, 10, True, "newton"),
+    "gelu_shift": lambda p: _nonlinear(p, p.images, "gelu", "shift"),
+    "silu_poly": lambda p: _nonlinear(p, p.call("aten.permute", p.images, [0, 3, 1, 2]), "silu", "poly"),
+    "tanh_poly": lambda p: _nonlinear(p, _words(p), "tanh", "poly", 0.001, 40000),
+    "exp_shift": lambda p: _nonlinear(p, p.rows, "exp", "shift"),
+    "gelu_of_i_vit": lambda p: _nonlinear(p, p.call("aten.transpose:int", p.rows, 1, 2), "gelu", "shift-gelu"),
+    "gelu_of_i_bert": lambda p: _nonlinear(p, p.images, "gelu", "i-gelu"),
+    "embedding": lambda p: p.call("qc.embedding", p.integers("w", -128, 127, (256, 40), torch.int8), _ids(p)),
+    "embedding_of_narrow_ids": lambda p: p.call(
+        "qc.embedding", p.integers("w", -128, 127, (256, 7), torch.int16), p.call("aten.to:dtype", p.rows, torch.int32)
+    ),
+    "bucketize": lambda p: p.call("qc.bucketize", _words(p), p.constant("b", torch.arange(-15000, 15000, 2000, dtype=torch.int32)), 4),
+    "bucketize_images": lambda p: p.call("qc.bucketize", p.images, p.constant("b", torch.arange(3, 250, 9, dtype=torch.int32)), 8),
+    "divide_by_count": lambda p: p.call(
+        "qc.divide",
+        p.call("qc.sum", p.rows, [1], False, 7),
+        p.call("qc.sum", p.call("qc.clamp", p.rows, 1, 255), [1], False, 0),
+        8,
+    ),
+    "divide_rows": lambda p: p.call(
+        "qc.divide", p.call("qc.sum", p.images, [3], False, 7), p.call("qc.sum", p.call("qc.clamp", p.rows, 1, 255), [1, 2], True, 0), 6
+    ),
+    "argmax": lambda p: p.call("aten.argmax", p.rows, -1),
+    "argmax_keepdim": lambda p: p.call("aten.argmax", p.images, 1, True),
+    "equal": lambda p: p.call("aten.eq:Scalar", p.images, 7),
+    "less": lambda p: p.call("aten.lt:Scalar", _words(p), -300),
+    "mask_and": lambda p: p.call("aten.logical_and", p.call("aten.ne:Scalar", p.rows, 3), _mask(p)),
+    "mask_or": lambda p: p.call("aten.bitwise_or:Tensor", p.call("aten.ge:Scalar", p.rows, 200), _mask(p)),
+    "cast_of_mask": lambda p: p.call("aten.to:dtype", _mask(p), torch.int32),
+    "cast_to_mask": lambda p: p.call("aten.to:dtype", p.images, torch.bool),
+    "cast_of_words": lambda p: p.call("aten.to:dtype", _words(p), torch.int32),
+    "cast_up": lambda p: _ids(p),
+    "moved_mask": lambda p: p.call("aten.transpose:int", p.call("aten.ge:Scalar", p.rows, 200), 1, 2),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_equals_reference(target: str, integer_program: Any, compile_for: Any, differences: Any) -> None:
+    program = integer_program()
+    program.images, program.rows = program.input(None, 20, 9, 11), program.input(None, 5, 33)
+    program = program.finish(*(case(program) for case in CASES.values()))
+    assert not differences(program, compile_for(program, target), list(CASES))
