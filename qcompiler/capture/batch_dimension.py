@@ -262,6 +262,9 @@ class _Separation:
         if len(set(layouts)) != 1:
             raise _CannotSeparateError
         layout, rank = layouts[0], len(self.shapes[node.all_input_nodes[0]])
+        if edit.is_call(node, _aten.slice.Tensor) and str(self.shapes[node]) == str(self.shapes[node.all_input_nodes[0]]):
+            node.target, node.args, node.kwargs = _aten.alias.default, node.args[:1], {}  # a slice of everything, the batch too
+            return layout
         name = _WORKS_ALONG[node.target]
         given = edit.argument(node, name)
         dims = [dim % rank for dim in (given if isinstance(given, list | tuple) else [given])]
