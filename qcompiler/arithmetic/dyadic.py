@@ -6,6 +6,7 @@ integers that will be multiplied. Derivations stand in ``docs/arithmetic.md``, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -64,7 +65,9 @@ class Dyadic:
             reach = torch.minimum(reach, limit / real)  # a factor of 0 gives infinity, hence the bound itself
         multiplier = reach * (self.factor() - real).abs() * (1 + 2.0**-50)  # the last term covers the roundings of this very line
         rounding = 0.5 + self._narrow_rounding() if self.form == "narrow" else torch.tensor(0.5, dtype=torch.float64)
-        return multiplier + torch.where(self.multiplier > 0, rounding, 0.0)
+        total = multiplier + torch.where(self.multiplier > 0, rounding, 0.0)
+        # The sum itself may round a small first term away.
+        return torch.where(multiplier > 0, torch.nextafter(total, torch.full_like(total, math.inf)), total)
 
     def _narrow_rounding(self) -> Tensor:
         """Output steps lost by rounding ``u`` (half a unit of ``m 2^(-15-s)`` steps) and ``t`` (half a unit of ``2^-s`` steps)."""
