@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import tempfile
 from collections.abc import Sequence
 from math import prod
@@ -173,7 +174,7 @@ def main() -> None:
                 library = shared_library(Path(name), f"kernel{number}", sources, "-lm")
                 kept = [aligned(array) for array in arrays(kernel, np.random.default_rng(0))]
                 pointers = [ctypes.c_void_p(array.ctypes.data) for array in kept]
-                best = least_seconds(lambda run=library.kernel, pointers=pointers: run(*pointers), 0.1)
+                best = least_seconds(functools.partial(library.kernel, *pointers), 0.1)
                 moved, elements = sum(array.nbytes for array in kept), prod(extent(kernel))
                 print(f"{title:38}{target:14}{best * 1e6:9.1f}{best * 1e9 / elements:12.3f}{moved / best / 1e9:7.0f}  {bound}", flush=True)
 
