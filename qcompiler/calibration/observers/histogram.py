@@ -8,7 +8,6 @@ depend on the batches or on their order.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -132,17 +131,18 @@ class HistogramObserver(Observer):
         ranges = [self._search(histogram, channel) for channel in range(len(histogram.low))]
         return np.array([low for low, _ in ranges]), np.array([high for _, high in ranges])
 
-    @abstractmethod
     def _search(self, histogram: Histogram, channel: int) -> tuple[float, float]:
-        """Low and high of one row of the histogram; where ``symmetric`` only the high counts."""
+        """Low and high of one row of the histogram; where ``symmetric`` only the high counts. A subclass has this, or a ``_range``."""
+        raise NotImplementedError
 
 
 def occupied(histogram: Histogram, channel: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Lower edges, upper edges and counts of the bins of a row that hold something."""
     counts = histogram.counts[channel].numpy()
     (filled,) = np.nonzero(counts)
-    edges = histogram.edges(channel)
-    return edges[filled], edges[filled + 1], counts[filled]
+    first, exponent = int(histogram.first[channel]), int(histogram.exponent[channel])
+    lower, upper = (np.ldexp((filled + offset).astype(np.float64), exponent) for offset in (first, first + 1))
+    return lower, upper, counts[filled]
 
 
 def _bin_number(values: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
