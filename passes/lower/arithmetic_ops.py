@@ -39,8 +39,20 @@ def multiply(lowering: Lowering, node: fx.Node) -> Value:
     if not isinstance(node.args[1], fx.Node):
         return scaled(lowering, node, float(node.args[1]))  # type: ignore[arg-type]  # a number
     a, b = (lowering.activation(operand, bits=16) for operand in node.args[:2])
+    factors = _channel_factors(a, b)
+    if factors is not None:
+        return IntegerValue(a.node, a.scale * factors, a.zero_point, a.integer)
     product = lowering.call(_qc.multiply.default, a.node, b.node, a.zero_point, b.zero_point, name=f"{node.name}_accumulator")
     return lowering.accumulator(product, a.scale * b.scale)
+
+
+def _channel_factors(a: IntegerValue, b: IntegerValue) -> torch.Tensor | None:
+    """The reals of a constant b that is a vector of positive numbers along the last dimension: a change of scale for each channel."""
+    integers = edit.constant_value(b.node)
+    last = a.node.meta["val"].shape[-1]
+    if integers is None or integers.dim() != 1 or integers.shape[0] != last or bool((integers <= b.zero_point).any()):
+        return None
+    return (integers.to(torch.float64) - b.zero_point) * b.scale
 
 
 def divide(lowering: Lowering, node: fx.Node) -> Value:

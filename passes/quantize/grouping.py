@@ -220,6 +220,8 @@ def _wanted(value: fx.Node, reader: fx.Node, widths: Widths) -> Width | None:
     if reader.target in NORMALIZATIONS or reader.target is _aten.argmax.default:
         return Width.WIDE
     result = Width.WIDE if Width.WIDE in widths.get(reader, ()) else None
+    if reader.target is _aten.mul.Tensor and edit.constant_value(reader.args[1]) is not None:
+        return result
     if reader.target in REDUCTIONS or mask_of(reader) is not None or edit.is_call(reader, _aten.div.Tensor):
         return result
     passes_on = reader.target in SUMS or role_of(reader) in _PASSING

@@ -186,11 +186,11 @@ class Quantize(Pass):
                 types |= {(node, width): types.get((node, width), quantized.quantized) for width in groups.widths[node]}
 
     def _quantize_table(self, node: fx.Node, types: Types) -> None:
-        """Rows of an embedding: one scale, so that they may be added; symmetric."""
+        """Rows of an embedding: one scale, so that they may be added; symmetric. No row is clipped: each may be all that a token says."""
         constant = edit.argument(node, "weight")
         values = edit.constant_value(constant)
         assert values is not None  # what role_of asks for
-        spec = ObserverSpec(self.weight_observer, bits=_TABLE_BITS, symmetric=True)
+        spec = ObserverSpec("min-max", bits=_TABLE_BITS, symmetric=True)
         quantized = quantize_weight(values, None, None, spec)
         replace_operand(node, constant, quantized, self.name)
         types |= {(node, width): quantized.quantized for width in Width}
