@@ -12,11 +12,11 @@ from qcompiler import artifact
 from qcompiler.artifact import TestVector, Verification
 from qcompiler.calibration.data import CalibrationData, DataSource
 from qcompiler.capture import Model, capture
-from qcompiler.errors import CalibrationError, QCompilerError
+from qcompiler.errors import CalibrationError, QCompilerError, TargetError
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.sizes import bind, concrete_shape, fits, shape_text
 from qcompiler.ir.types import Stage
-from qcompiler.pipeline.backend import Backend, CompiledProgram, Executable
+from qcompiler.pipeline.backend import Backend, CompiledProgram, Executable, Profiler, StepTime
 from qcompiler.pipeline.contract import Pass
 from qcompiler.pipeline.instruments import Instrument
 from qcompiler.pipeline.manager import PassManager
@@ -172,6 +172,19 @@ class Module:
         self._threads = threads
         if self._executable is not None:
             self._executable.set_threads(threads)
+
+    def profile(self, *inputs: torch.Tensor, runs: int = 10) -> tuple[StepTime, ...]:
+        """Median time of each step of a call on these inputs, in the order of execution; ``measure.split`` adds them up by kind.
+
+        Raises:
+            QCompilerError: as ``__call__``.
+            TargetError: code for this target has no steps of its own.
+        """
+        _check_inputs(self.program.inputs, inputs, integers=False)
+        executable = self.executable()
+        if not isinstance(executable, Profiler):
+            raise TargetError(f"code for target {self.target} has no steps to be timed: compile for another target")
+        return executable.profile(*inputs, runs=runs)
 
     def save(self, path: str | Path) -> None:
         """Write the artifact. The same module gives the same bytes; a failure leaves no file behind.

@@ -64,6 +64,8 @@ class ReferenceExecutable:
         return (*self._program.dequantize_outputs(own), *kept)
 
     def run_integer(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        for value, spec in zip(inputs, self._program.inputs, strict=True):
+            spec.check_range(value)
         with torch.no_grad(), _torch_threads(self._threads):
             return tuple(self._graph_module(*inputs))
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from qcompiler.backends.tvm.kernels import ITEM_SIZE, ElementwiseKernel, Extent, Kernel
+from qcompiler.backends.tvm.kernels import ITEM_SIZE, ElementwiseKernel, Extent, Kernel, RowKernel
 from qcompiler.backends.tvm.plan import Plan, Pointer, Port, Step, encode
 
 EXPORTS = "{ global: qc_run; qc_run_integer; qc_set_threads; qc_set_profile; local: *; };\n"
@@ -21,11 +21,16 @@ _SYMBOL = "extents[0]"
 _FIXED_PART = Path(__file__).with_name("driver.c")
 
 
+def kind_of(kernel: Kernel) -> str:
+    """What a kernel does, in a word or two."""
+    words = type(kernel.operation if isinstance(kernel, ElementwiseKernel | RowKernel) else kernel).__name__.removesuffix("Kernel")
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", words).lower()
+
+
 def symbol_of(kernel: Kernel) -> str:
     """Name of a kernel's function: what it does, and a hash of its whole specification."""
-    words = type(kernel.operation if isinstance(kernel, ElementwiseKernel) else kernel).__name__.removesuffix("Kernel")
     digest = hashlib.sha256(json.dumps(encode(kernel), sort_keys=True).encode()).hexdigest()
-    return f"{re.sub(r'(?<!^)(?=[A-Z])', '_', words).lower()}_{digest[:16]}"
+    return f"{kind_of(kernel)}_{digest[:16]}"
 
 
 def driver_source(plan: Plan) -> str:

@@ -7,33 +7,24 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from qcompiler.backends.tvm.driver import symbol_of
+from qcompiler.backends.tvm.driver import kind_of, symbol_of
 from qcompiler.backends.tvm.kernels import Extent, Size
 from qcompiler.backends.tvm.parameters import parameter_reader
 from qcompiler.backends.tvm.plan import Plan, Port, Symbol
 from qcompiler.backends.tvm.views import ALIGNMENT
 from qcompiler.errors import ArtifactError, QCompilerError, TargetError
 from qcompiler.ir.program import Program
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """How long one call of a kernel takes, and the nodes that it computes."""
-
-    kernel: str
-    nodes: tuple[str, ...]
-    seconds: float
+from qcompiler.pipeline.backend import StepTime
 
 
 class TvmExecutable:
     """A loaded library with its parameters and its arena. Calls from several threads take turns."""
 
     def __init__(self, program: Program, plan: Plan, library: bytes, threads: int | None) -> None:
-        self._plan = plan
+        self._plan, self._inputs = plan, program.inputs
         self._library, descriptor = _load_library(library)
         weakref.finalize(self, _unload_library, self._library, descriptor)
         self._lock, self._profiling = threading.Lock(), threading.Lock()
@@ -54,24 +45,25 @@ class TvmExecutable:
         """Integers in, integers out."""
         return self._run("qc_run_integer", "inner", inputs)
 
-    def profile(self, *inputs: torch.Tensor, runs: int = 10, integer: bool = False) -> tuple[StepTime, ...]:
-        """Time of each step of a run on these inputs, the mean of ``runs`` after one that warms up; in the order of execution.
+    def profile(self, *inputs: torch.Tensor, runs: int = 10) -> tuple[StepTime, ...]:
+        """Time of each step of ``run`` on these inputs, the median of ``runs`` after one that warms up; in the order of execution.
 
-        Taking the time costs about 50 ns a step. ``integer``: as ``run_integer``, without the float border.
+        Times of one run are those of all samples of the batch. Taking them costs about 50 ns a step.
         """
-        run = self.run_integer if integer else self.run
-        run(*inputs)
+        self.run(*inputs)
         steps = self._plan.steps
-        nanoseconds = torch.zeros(len(steps), dtype=torch.int64)
+        nanoseconds = torch.zeros((runs, len(steps)), dtype=torch.int64)
         with self._profiling:
-            self._library.qc_set_profile(nanoseconds.data_ptr())
             try:
-                for _ in range(runs):
-                    run(*inputs)
+                for times in nanoseconds:
+                    self._library.qc_set_profile(times.data_ptr())
+                    self.run(*inputs)
             finally:
                 self._library.qc_set_profile(None)
-        means = (nanoseconds / (runs * 1e9)).tolist()
-        return tuple(StepTime(symbol_of(step.kernel), step.nodes, seconds) for step, seconds in zip(steps, means, strict=True) if seconds)
+        medians = (nanoseconds.median(0).values / 1e9).tolist()
+        # Those of the integer border do not run.
+        timed = [(step, seconds) for step, seconds in zip(steps, medians, strict=True) if seconds]
+        return tuple(StepTime(kind_of(step.kernel), symbol_of(step.kernel), step.nodes, seconds) for step, seconds in timed)
 
     def set_threads(self, threads: int) -> None:
         """How many threads a parallel loop takes; 1 runs everything in the caller's."""
@@ -85,6 +77,8 @@ class TvmExecutable:
         ports = self._plan.inputs
         if len(inputs) != len(ports):
             raise QCompilerError(f"the program takes {len(ports)} input(s) ({', '.join(port.name for port in ports)}), got {len(inputs)}")
+        for x, spec in zip(inputs, self._inputs, strict=True):
+            spec.check_range(x)
         batch, symbol = self._batch(inputs), self._symbol(inputs)
         ready = [_prepare(x, port, border, _shape(port, batch, symbol)) for x, port in zip(inputs, ports, strict=True)]
         outputs = [torch.empty(_shape(port, batch, symbol), dtype=_dtype(port, border)) for port in self._plan.outputs]

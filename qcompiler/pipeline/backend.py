@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,16 @@ class CompiledProgram:
     notes: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class StepTime:
+    """How long one call of a kernel takes: what kind of kernel, its name, and the nodes that it computes."""
+
+    kind: str
+    kernel: str
+    nodes: tuple[str, ...]
+    seconds: float
+
+
 class Executable(Protocol):
     """A loaded CompiledProgram. Never touches the compiler: the runtime is enough."""
 
@@ -31,6 +41,14 @@ class Executable(Protocol):
         """Floats in, floats out: quantizes and dequantizes at the border with the formulas of ``arithmetic``."""
 
     def set_threads(self, threads: int) -> None: ...
+
+
+@runtime_checkable
+class Profiler(Protocol):
+    """What an Executable may have besides."""
+
+    def profile(self, *inputs: torch.Tensor, runs: int = 10) -> tuple[StepTime, ...]:
+        """Median time of each step of ``run`` on these inputs, in the order of execution."""
 
 
 class Backend(Protocol):

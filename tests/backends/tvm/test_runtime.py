@@ -11,7 +11,7 @@ import torch
 
 from qcompiler.backends.tvm import LIBRARY, PLAN, backend
 from qcompiler.errors import ArtifactError, QCompilerError
-from qcompiler.ir.types import UINT8, QuantizedType
+from qcompiler.ir.types import UINT8, IntegerRange, QuantizedType
 from qcompiler.pipeline.backend import CompiledProgram
 
 PER_CHANNEL = QuantizedType(UINT8, (0.5, 0.25, 3.0), (0, 7, 255), 1)
@@ -128,3 +128,23 @@ def test_damaged_members(program: Any, compiled: CompiledProgram) -> None:
 def test_arena_is_independent_of_the_batch(program: Any, compiled: CompiledProgram) -> None:
     executable = backend.load(program, compiled, 1)
     assert executable.arena_size < 600_000
+
+
+def test_a_profile_names_each_step_of_the_float_run_in_order(program: Any, compiled: CompiledProgram) -> None:
+    executable, x = backend.load(program, compiled, 1), torch.randn(2, 3, 64, 256)
+    before = executable.run(x)
+    steps = executable.profile(x, runs=3)
+    assert [step.kind for step in steps] == ["quantize", "clamp", "reduction", "dequantize", "copy"]
+    assert steps[1].nodes == ("clamp",) and steps[1].kernel.startswith("clamp_")
+    assert all(0 < step.seconds < 1 for step in steps)
+    assert all(torch.equal(want, got) for want, got in zip(before, executable.run(x), strict=True))
+
+
+def test_integers_outside_their_range_are_declined_before_a_kernel_reads_them(integer_program: Any) -> None:
+    p = integer_program()
+    ids = p.input(None, 4)
+    built = p.finish(p.call("qc.clamp", ids, 3, 250))
+    bounded = built.replace(inputs=(replace(built.inputs[0], dtype=torch.uint8, quantized=None, range=IntegerRange(0, 9)),))
+    executable = backend.load(bounded, backend.compile(bounded, "x86-64-v3"), 1)
+    with pytest.raises(QCompilerError, match=r"input 'x0' holds 10, but its integers must lie in \[0, 9\]"):
+        executable.run_integer(torch.full((2, 4), 10, dtype=torch.uint8))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qcompiler.backends.tvm.kernels import Activation
-from qcompiler.backends.tvm.views import Storage, View, dense, feature_maps, loop_nest, pointer_offset
+from qcompiler.backends.tvm.kernels import Activation, Extent, Size
+from qcompiler.backends.tvm.views import Storage, View, dense, feature_maps, loop_nest, pointer_offset, splits_alike
 
 
 def _read(view: View, memory: torch.Tensor) -> torch.Tensor:
@@ -91,3 +92,40 @@ def test_feature_maps_keep_samples_aligned() -> None:
     view = feature_maps(Storage("arena", 0), 2, activation)
     assert view.shape == (2, 7, 3, 5) and view.strides[0] % 64 == 0 and view.strides[0] >= activation.elements
     assert view.offset == activation.origin == 7 * 7 + 2 * 7
+
+
+LENGTH = Extent(5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "target", "strides"),
+    [
+        ((1, LENGTH, 6), (LENGTH, 2, 3), (6, 3, 1)),
+        ((LENGTH, 2, 3), (LENGTH, 6), (6, 1)),
+        ((4, LENGTH, 6), (2, 2, LENGTH, 6), (60, 30, 6, 1)),
+        ((4, LENGTH, LENGTH), (1, 4, LENGTH, LENGTH, 1), (100, 25, 5, 1, 1)),
+    ],
+)
+def test_a_dynamic_dimension_survives_reshapes_of_the_others(shape: tuple[Size, ...], target: tuple[Size, ...], strides: Any) -> None:
+    view = dense(Storage("arena", 0), "int8", shape).reshape(target)
+    assert view is not None and view.shape == target
+    assert [stride for stride, size in zip(view.strides, target, strict=True) if size != 1] == [
+        stride for stride, size in zip(strides, target, strict=True) if size != 1
+    ]
+
+
+def test_a_dynamic_dimension_is_not_merged_with_others() -> None:
+    view = dense(Storage("arena", 0), "int8", (4, LENGTH, 2, 3))
+    assert not splits_alike(view.shape, (LENGTH, 24)) and view.reshape((LENGTH, 24)) is None
+    assert not splits_alike(view.shape, (4, 5, 6))
+    shape, _ = loop_nest(view.shape, [view])
+    assert shape == (4, LENGTH, 6)
+    assert view.is_dense() and view.elements == 120
+
+
+def test_slices_of_a_dynamic_dimension_count_from_the_front() -> None:
+    view = dense(Storage("arena", 0), "int8", (LENGTH, 3))
+    rest = view.slice(0, 1, LENGTH)
+    assert rest.shape == (Extent(4, -1), 3) and rest.offset == 3
+    assert view.slice(0, 0, 2).shape == (2, 3)
+    assert view.expand((7, LENGTH, 3)).strides == (0, 3, 1)
