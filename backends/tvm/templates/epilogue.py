@@ -63,10 +63,21 @@ class Epilogue:
         return self._bytes(self._words(sums, chunk, place))
 
     def _store_wide(self, sums: Sequence[Expr], chunk: Chunk, place: Place, at: Expr) -> None:
+        if self._packs_words(chunk):
+            e.store_first(self._buffers["output"], at, self._packed_words(sums, chunk, place), chunk.valid)
+            return
         values = sums if self._epilogue is None else [self._clamped(value) for value in self._scaled(sums, chunk, place)]
         narrowed = [e.cast(value, self._output.dtype) for value in values]
         natural = narrowed[0] if len(narrowed) == 1 else e.shuffle(narrowed, np.argsort(chunk.accumulator_order))
         e.store_first(self._buffers["output"], at, natural, chunk.valid)
+
+    def _packs_words(self, chunk: Chunk) -> bool:
+        """Whether vpackssdw makes the outputs: int16 without a zero point, of which saturation is the outer part of the clamp."""
+        return self._output.dtype == "int16" and chunk.vectors == 2 and self._epilogue is not None and self._epilogue.zero_point == 0
+
+    def _packed_words(self, sums: Sequence[Expr], chunk: Chunk, place: Place) -> Expr:
+        assert self._epilogue is not None  # by _packs_words
+        return _clamp(e.pack_words(*self._scaled(sums, chunk, place)), self._epilogue.low, self._epilogue.high)
 
     def _clamped(self, value: Expr) -> Expr:
         """``clamp(value + zero_point)`` without leaving int32: the bounds move instead of the value."""
