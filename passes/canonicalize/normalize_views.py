@@ -221,8 +221,9 @@ def _roll(site: Site, node: fx.Node) -> fx.Node:
         dim %= node.meta["val"].ndim
         size = node.meta["val"].shape[dim]
         start = (size - shift) % size
-        parts = [site.call(_aten.slice.Tensor, result, dim, *bounds, 1) for bounds in ((start, size), (0, start)) if bounds[0] < bounds[1]]
-        result = site.call(_aten.cat.default, parts, dim)
+        if start:
+            parts = [site.call(_aten.slice.Tensor, result, dim, *bounds, 1) for bounds in ((start, size), (0, start))]
+            result = site.call(_aten.cat.default, parts, dim)
     return result  # type: ignore[no-any-return]  # a node
 
 

@@ -61,6 +61,9 @@ def test_bounds(rewrite: Callable, function: Callable, low: float, high: float) 
         (lambda x: x * torch.tanh(F.softplus(x)), "mish"),
         (lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))), "gelu"),
         (lambda x: x * 0.5 * (torch.erf(x * 0.70710678) + 1), "gelu"),
+        (lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * torch.pow(x, 3)))), "gelu"),
+        (lambda x: x * 0.5 * (torch.tanh((x * x * x * 0.044715 + x) * 0.7978845608) + 1), "gelu"),
+        (lambda x: (1 + torch.exp(-x)).reciprocal(), "sigmoid"),
     ],
 )
 def test_written_out_activations(rewrite: Callable, function: Callable, name: str) -> None:
@@ -75,6 +78,8 @@ def test_written_out_activations(rewrite: Callable, function: Callable, name: st
         lambda x: x.clamp(-1, 1),
         lambda x: x.clamp(2, 1),  # limits out of order: everything is 1
         lambda x: x * torch.sigmoid(x * 1.702),
+        lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.044715 * torch.pow(x, 3)))),
+        lambda x: 0.5 * x * (1 + torch.tanh(0.7978845608 * (x + 0.044715 * torch.pow(x, 2)))),
         lambda x: x * F.softplus(x, beta=2).tanh(),
         lambda x: x * (x + 2.9).clamp(0, 6) * (1 / 6),
         lambda x: (x * 0.2 + 0.5).clamp(0, 1),

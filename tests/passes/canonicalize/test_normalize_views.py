@@ -89,3 +89,16 @@ def test_positions_of_max_pooling_are_no_split(rewrite: Callable) -> None:
     rewritten = rewrite(NormalizeViews(), nn.AdaptiveMaxPool2d(2), SHAPE)
     assert not rewritten.result.modified
     assert [node for node in rewritten.program.graph.nodes if edit.is_call(node, operator.getitem)]
+
+
+@pytest.mark.parametrize("shifts", [(-2, -2), (3, 0), (5, 7)])
+def test_roll_is_slices_and_a_cat(rewrite: Callable, network: type, shifts: tuple[int, int]) -> None:
+    rewritten = rewrite(NormalizeViews(), network(lambda m, x: torch.roll(x, shifts, (1, -1))), (2, 5, 7))
+    assert "roll" not in rewritten.ops and rewritten.ops["slice"] == 2 * sum(
+        shift % size != 0 for shift, size in zip(shifts, (5, 7), strict=True)
+    )
+
+
+def test_roll_of_all_elements_is_declined(rewrite: Callable, network: type) -> None:
+    rewritten = rewrite(NormalizeViews(), network(lambda m, x: torch.roll(x, 1)), (1, 4), dynamic_batch=False)
+    assert "it rolls all elements in a row" in rewritten.result.notes[0]

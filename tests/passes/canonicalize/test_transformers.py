@@ -109,6 +109,7 @@ def test_bert() -> None:
     assert count(program, "add") == 1 + 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_bert_of_transformers(attention: str) -> None:
     transformers = pytest.importorskip("transformers")
