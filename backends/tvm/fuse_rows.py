@@ -42,27 +42,36 @@ class RowFusion:
     def first(self) -> fx.Node:
         return self.nodes[0]
 
-    @property
-    def normalized_side(self) -> str:
-        """Which operand of an affine ``qc::add`` the normalized value is."""
-        return "a" if self.affine is not None and argument(self.affine, "a") is self.root else "b"
-
     def constants(self) -> dict[str, fx.Node]:
         """The constants by the roles that ``packing_rows`` documents."""
         roles: dict[str, fx.Node] = {}
         if self.addition is not None:
             roles |= {f"sum_{name}_{side}": argument(self.addition, f"{name}_{side}") for side in "ab" for name in _SCALING}
-        if self.affine is not None and self.affine.target is qc.add.default:
-            side = self.normalized_side
-            other = "b" if side == "a" else "a"
-            roles |= {name: argument(self.affine, f"{name}_{side}") for name in _SCALING}
-            roles |= {f"constant_{name}": argument(self.affine, f"{name}_{other}") for name in _SCALING}
-            roles["constant"] = argument(self.affine, other)
-        elif self.affine is not None:
-            roles |= {name: argument(self.affine, name) for name in (*_SCALING, "shift")}
-        if self.narrowing is not None:
-            roles |= {f"narrow_{name}": argument(self.narrowing, name) for name in (*_SCALING, "shift")}
+        if self.affine is not None:
+            roles |= affine_constants(self.affine, self.root)
+        if self.narrowing is not None and self.affine is not None:
+            roles |= {f"narrow_{role}": node for role, node in affine_constants(self.narrowing, self.affine).items()}
         return roles
+
+
+def computed_side(addition: fx.Node, operand: fx.Node) -> str:
+    """Which operand of a ``qc::add`` of a constant the computed one is."""
+    return "a" if argument(addition, "a") is operand else "b"
+
+
+def other_side(side: str) -> str:
+    """The other one of ``a`` and ``b``."""
+    return "b" if side == "a" else "a"
+
+
+def affine_constants(node: fx.Node, operand: fx.Node) -> dict[str, fx.Node]:
+    """Of a ``qc::add`` of a constant to ``operand``, or of its ``qc::requantize``."""
+    if node.target is not qc.add.default:
+        return {name: argument(node, name) for name in (*_SCALING, "shift")}
+    side = computed_side(node, operand)
+    other = other_side(side)
+    roles = {name: argument(node, f"{name}_{side}") for name in _SCALING}
+    return roles | {f"constant_{name}": argument(node, f"{name}_{other}") for name in _SCALING} | {"constant": argument(node, other)}
 
 
 def find_row_fusions(graph: fx.Graph, tensors: Tensors, kept: Collection[fx.Node], taken: Collection[fx.Node]) -> dict[fx.Node, RowFusion]:
@@ -85,7 +94,7 @@ def _fuse(root: fx.Node, tensors: Tensors, kept: Collection[fx.Node], taken: Col
     addition = x if x not in taken and _is_addition(x, tensors) else None
     users = edit.users_of(root)
     affine = users[0] if len(users) == 1 and root not in kept and users[0] not in taken else None
-    if affine is None or not (_is_affine_add(affine, root, tensors) or _is_affine_requantize(affine, root, tensors)):
+    if affine is None or not (_is_affine_of_normalized(affine, root, tensors) or _is_affine_requantize(affine, root, tensors)):
         return RowFusion(root, addition)
     narrowing = next((user for user in edit.users_of(affine) if user not in taken and _is_narrowing(user, affine, tensors)), None)
     return RowFusion(root, addition, affine, narrowing)
@@ -111,16 +120,17 @@ def _is_row_operand(node: fx.Node, length: int, tensors: Tensors) -> bool:
 def _is_affine_add(node: fx.Node, root: fx.Node, tensors: Tensors) -> bool:
     if not edit.is_call(node, qc.add.default):
         return False
-    side = "a" if argument(node, "a") is root else "b"
-    other = "b" if side == "a" else "a"
-    constant = argument(node, other)
+    constant = argument(node, other_side(computed_side(node, root)))
     parameters = [argument(node, f"{name}_{each}") for each in "ab" for name in _SCALING]
     return (
         constant.op == "get_attr"
-        and argument(node, f"zero_point_{side}") == 0
         and tensors[node].shape == tensors[root].shape
         and all(_is_per_channel(each, root, tensors) for each in (constant, *parameters))
     )
+
+
+def _is_affine_of_normalized(node: fx.Node, root: fx.Node, tensors: Tensors) -> bool:
+    return _is_affine_add(node, root, tensors) and argument(node, f"zero_point_{computed_side(node, root)}") == 0
 
 
 def _is_affine_requantize(node: fx.Node, root: fx.Node, tensors: Tensors) -> bool:
@@ -130,15 +140,14 @@ def _is_affine_requantize(node: fx.Node, root: fx.Node, tensors: Tensors) -> boo
 
 
 def _is_narrowing(node: fx.Node, affine: fx.Node, tensors: Tensors) -> bool:
-    """16 bits to 8; ``exact64`` is left to a kernel of its own."""
+    """16 bits to 8, alike or with an offset in each channel; ``exact64`` is left to a kernel of its own."""
+    if node.op != "call_function" or tensors[affine].dtype != torch.int16 or tensors[node].dtype not in _BYTES:
+        return False
+    if _is_affine_add(node, affine, tensors):
+        return True
     if not edit.is_call(node, qc.requantize.default) or argument(node, "x") is not affine or argument(node, "form") == "exact64":
         return False
-    parameters = [argument(node, name) for name in (*_SCALING, "shift")]
-    return (
-        tensors[affine].dtype == torch.int16
-        and tensors[node].dtype in _BYTES
-        and all(_is_per_channel(parameter, affine, tensors) for parameter in parameters)
-    )
+    return all(_is_per_channel(argument(node, name), affine, tensors) for name in (*_SCALING, "shift"))
 
 
 def _is_per_channel(parameter: fx.Node, root: fx.Node, tensors: Tensors) -> bool:

@@ -411,7 +411,7 @@ class Embedding:
 
 @dataclass(frozen=True)
 class RowAffine:
-    """What follows a normalized value y in its channel: ``clamp((((y << pre_shift) * multiplier >> 32) + offset >> shift) + zero_point)``.
+    """In each channel ``clamp(((((y - input_zero_point) << pre_shift) * multiplier >> 32) + offset >> shift) + zero_point)``.
 
     ``qc::add`` of y and a constant, or ``qc::requantize`` of form high; ``offset`` holds the high half of the constant operand (less
     ``constant_zero_point``) and the rounding term. ``pre_shift`` and ``shift`` are numbers where all channels share them, else None.
@@ -425,6 +425,7 @@ class RowAffine:
     high: int
     offset_has_zero_point: bool = False
     constant_zero_point: int = 0
+    input_zero_point: int = 0
 
 
 @dataclass(frozen=True)
@@ -447,7 +448,7 @@ class NormalizationKernel:
     addend: Operand | None = None
     addition: Add | None = None
     affine: RowAffine | None = None
-    narrowing: Requantize | None = None
+    narrowing: Requantize | RowAffine | None = None
     narrowing_per_channel: bool = False
     total: Operand | None = None
     output: Operand | None = None

@@ -12,7 +12,8 @@ import torch
 from torch import fx
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
-from qcompiler.arithmetic.normalize import OUTPUT_FRACTION_BITS
+from qcompiler.arithmetic.normalize import OUTPUT_BOUNDS
+from qcompiler.backends.tvm.fuse_rows import affine_constants, computed_side, other_side
 from qcompiler.backends.tvm.kernels import (
     ITEM_SIZE,
     Add,
@@ -57,8 +58,6 @@ if TYPE_CHECKING:
     from qcompiler.backends.tvm.planner import Planner
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
-
-_NORMALIZED_BOUND = (1 << OUTPUT_FRACTION_BITS) + (1 << 8)  # what a normalized element never reaches
 
 Handler = Callable[["Planner", fx.Node], None]
 
@@ -460,8 +459,8 @@ def normalization(planner: Planner, fusion: RowFusion) -> None:
         shape=outer,
         length=maximum(shape[-1]),
         addition=_add_operation(addition) if addition is not None else None,
-        affine=_row_affine(planner, fusion),
-        narrowing=_requantize_operation(fusion.narrowing) if fusion.narrowing is not None else None,
+        affine=_row_affine(planner, fusion.affine, fusion.root, OUTPUT_BOUNDS["newton"]) if fusion.affine is not None else None,
+        narrowing=_narrowing(planner, fusion),
         narrowing_per_channel=any(planner.tensors[node].numel() > 1 for role, node in fusion.constants().items() if "narrow_" in role),
         **operands,
     )
@@ -485,18 +484,14 @@ def _row_view(planner: Planner, node: fx.Node, shape: Sequence[Size], may_repeat
     return view.expand(shape)
 
 
-def _row_affine(planner: Planner, fusion: RowFusion) -> RowAffine | None:
-    node, constants = fusion.affine, fusion.constants()
-    if node is None:
-        return None
+def _row_affine(planner: Planner, node: fx.Node, operand: fx.Node, bound: int) -> RowAffine:
+    """A ``qc::add`` of a constant, or a ``qc::requantize``, of an operand of at most ``bound``."""
+    constants = affine_constants(node, operand)
     pre_shift, multiplier = (planner.constant(constants[name]).to(torch.int64) for name in ("pre_shift", "multiplier"))
-    is_add = is_call(node, _qc.add.default)
-    shift = torch.tensor(argument(node, "shift")) if is_add else planner.constant(constants["shift"]).to(torch.int64)
-    zero_point = argument(node, "zero_point")
-    # The most that the sum before the last shift can be; its parts are at most 2^30.
-    largest = (
-        ((_NORMALIZED_BOUND << pre_shift) * multiplier.abs() >> 32) + 1 + (1 << 30 if is_add else 0) + ((abs(zero_point) + 1) << shift)
-    )
+    zero_point, side = argument(node, "zero_point"), computed_side(node, operand) if is_call(node, _qc.add.default) else None
+    shift = planner.constant(constants["shift"]).to(torch.int64) if side is None else torch.tensor(argument(node, "shift"))
+    # The most that the sum before the last shift can be; the constant's part is at most 2^30.
+    largest = ((bound << pre_shift) * multiplier.abs() >> 32) + 1 + ((abs(zero_point) + 1) << shift) + (0 if side is None else 1 << 30)
     return RowAffine(
         pre_shift=_common(pre_shift),
         shift=_common(shift),
@@ -504,8 +499,19 @@ def _row_affine(planner: Planner, fusion: RowFusion) -> RowAffine | None:
         low=argument(node, "low"),
         high=argument(node, "high"),
         offset_has_zero_point=bool(largest.max() < 1 << 31),
-        constant_zero_point=argument(node, f"zero_point_{'b' if fusion.normalized_side == 'a' else 'a'}") if is_add else 0,
+        constant_zero_point=0 if side is None else argument(node, f"zero_point_{other_side(side)}"),
+        input_zero_point=argument(node, "input_zero_point" if side is None else f"zero_point_{side}"),
     )
+
+
+def _narrowing(planner: Planner, fusion: RowFusion) -> Requantize | RowAffine | None:
+    """One factor for all channels, or one and an offset for each."""
+    node, affine = fusion.narrowing, fusion.affine
+    if node is None or affine is None:
+        return None
+    if is_call(node, _qc.requantize.default):
+        return _requantize_operation(node)
+    return _row_affine(planner, node, affine, 1 << 16)
 
 
 def _common(values: torch.Tensor) -> int | None:

@@ -23,24 +23,31 @@ def parameters(kernel: NormalizationKernel) -> tuple[Parameter, ...]:
     padded = -(-kernel.length // _GRANULE) * _GRANULE
     names = {role: 1 for role in _ADDITION_ROLES if kernel.addition is not None}
     if kernel.affine is not None:
-        names |= {"multiplier": padded, "offset": padded}
-        names |= {name: padded for name in ("pre_shift", "shift") if getattr(kernel.affine, name) is None}
-    if kernel.narrowing is not None:
+        names |= dict.fromkeys(_affine_names(kernel.affine), padded)
+    if isinstance(kernel.narrowing, RowAffine):
+        names |= {f"narrow_{name}": padded for name in _affine_names(kernel.narrowing)}
+    elif kernel.narrowing is not None:
         names |= dict.fromkeys(_NARROWING_ROLES, padded if kernel.narrowing_per_channel else 1)
     return tuple(Parameter(name, "int32", size) for name, size in names.items())
+
+
+def _affine_names(affine: RowAffine) -> list[str]:
+    return ["multiplier", "offset", *(name for name in ("pre_shift", "shift") if getattr(affine, name) is None)]
 
 
 def pack(kernel: NormalizationKernel, constants: Mapping[str, Array]) -> tuple[Array, ...]:
     """The arrays of ``parameters``.
 
     ``constants`` are one element or one for each channel: ``multiplier``, ``pre_shift`` and ``shift`` (where the kernel has no number for
-    it) of the affine part; where that is a
-    ``qc::add`` also its constant operand as ``constant`` with ``constant_pre_shift`` and ``constant_multiplier``. The others
-    have the names of the arrays.
+    it) of the affine part; where that is a ``qc::add`` also its constant operand as ``constant`` with ``constant_pre_shift`` and
+    ``constant_multiplier``. Those of a narrower copy begin with ``narrow_``; the others have the names of the arrays.
     """
     values = {role: np.asarray(array, np.int64).reshape(-1) for role, array in constants.items()}
     if kernel.affine is not None:
         values["offset"] = _offset(kernel.affine, values)
+    if isinstance(kernel.narrowing, RowAffine):
+        own = {role.removeprefix("narrow_"): array for role, array in values.items() if role.startswith("narrow_")}
+        values["narrow_offset"] = _offset(kernel.narrowing, own)
     return tuple(_spread(values[parameter.name], parameter.size, kernel.length) for parameter in parameters(kernel))
 
 

@@ -15,6 +15,7 @@ lanes of a vector, so that no row waits for the latency of another one's:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from tvm.tirx.script import builder as T
 
 from qcompiler.arithmetic.normalize import LARGEST_EPSILON, ROOT_START, ROOT_STEPS, magnitude_bits
 from qcompiler.backends.tvm import packing_rows
-from qcompiler.backends.tvm.kernels import Add, NormalizationKernel, Operand, RowAffine
+from qcompiler.backends.tvm.kernels import Add, NormalizationKernel, Operand, Requantize, RowAffine
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates import vectors as v
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
@@ -179,19 +180,22 @@ class _Normalization:
     # Outputs
 
     def _scale(self, rows: Expr, reduced: Buffer, factors: Buffer, start: Callable[[Operand, Expr], Expr]) -> None:
-        affine, padded = self._kernel.affine, -(-self._length // self._words) * self._words
-        outputs = [(name, getattr(self._kernel, name)) for name in ("output", "narrow_output")]
-        narrowing = self._narrowing_parameters(None)
+        kernel, padded = self._kernel, -(-self._length // self._words) * self._words
+        outputs = [(name, getattr(kernel, name)) for name in ("output", "narrow_output")]
+        shared = self._narrowing_parameters(None)
 
         def step(at: Expr, rest: Expr | None) -> None:
-            channel = self._affine_parameters(at)
-            narrow = narrowing or self._narrowing_parameters(at)
+            channel = self._affine_parameters("", at)
+            narrow = shared or self._narrowing_parameters(at)
+            narrow_channel = self._affine_parameters("narrow_", at) if isinstance(kernel.narrowing, RowAffine) else {}
             with T.serial(0, rows) as row:
-                factor = v.splat(T.Bind(factors[row]), self._lanes)
-                y = T.Bind(e.load(reduced, T.Bind(row * padded) + at, self._lanes) * factor)
-                value = y if affine is None else self._affine(affine, y, channel)
+                y = T.Bind(e.load(reduced, T.Bind(row * padded) + at, self._lanes) * v.splat(T.Bind(factors[row]), self._lanes))
+                # Where all channels share the pre-shift, y has it already.
+                value = y if kernel.affine is None else self._affine(dataclasses.replace(kernel.affine, pre_shift=0), y, channel)
                 values = {"output": value, "narrow_output": value}
-                if self._kernel.narrowing is not None:
+                if isinstance(kernel.narrowing, RowAffine):
+                    values["narrow_output"] = self._affine(kernel.narrowing, value, narrow_channel)
+                elif kernel.narrowing is not None:
                     values["narrow_output"] = self._narrow(value, narrow)
                 for name, operand in outputs:
                     if operand is not None:
@@ -201,14 +205,15 @@ class _Normalization:
 
         v.over_row(self._length, self._lanes, step)
 
-    def _affine_parameters(self, at: Expr) -> dict[str, Expr]:
-        names = ("multiplier", "offset", "pre_shift", "shift")
-        return {name: e.load(self._buffers[name], at, self._lanes) for name in names if name in self._buffers}
+    def _affine_parameters(self, prefix: str, at: Expr) -> dict[str, Expr]:
+        named = {name: self._buffers.get(prefix + name) for name in ("multiplier", "offset", "pre_shift", "shift")}
+        return {name: e.load(buffer, at, self._lanes) for name, buffer in named.items() if buffer is not None}
 
     def _affine(self, affine: RowAffine, y: Expr, channel: Mapping[str, Expr]) -> Expr:
-        """Where all channels share ``pre_shift``, y has it already."""
-        if affine.pre_shift is None:
-            y = T.Bind(T.shift_left(y, channel["pre_shift"]))
+        if affine.input_zero_point:
+            y = T.Bind(y - v.like(y, affine.input_zero_point))
+        if "pre_shift" in channel or affine.pre_shift:
+            y = T.Bind(T.shift_left(y, channel.get("pre_shift", v.like(y, affine.pre_shift or 0))))
         shift = channel["shift"] if affine.shift is None else v.like(y, affine.shift)
         value = T.Bind(T.shift_right(v.multiply_halves(y, channel["multiplier"]) + channel["offset"], shift))
         return _saturated(value, 0 if affine.offset_has_zero_point else affine.zero_point, affine.low, affine.high)
@@ -216,7 +221,7 @@ class _Normalization:
     def _narrowing_parameters(self, at: Expr | None) -> tuple[Expr, ...]:
         """Pre-shift, multiplier and shift of these channels; with None those of all channels, if they share them."""
         kernel = self._kernel
-        if kernel.narrowing is None or kernel.narrowing_per_channel != (at is not None):
+        if not isinstance(kernel.narrowing, Requantize) or kernel.narrowing_per_channel != (at is not None):
             return ()
         buffers = [self._buffers[f"narrow_{name}"] for name in ("pre_shift", "multiplier", "shift")]
         if at is None:
@@ -225,7 +230,7 @@ class _Normalization:
 
     def _narrow(self, value: Expr, parameters: tuple[Expr, ...]) -> Expr:
         narrowing = self._kernel.narrowing
-        assert narrowing is not None  # the caller's guard
+        assert isinstance(narrowing, Requantize)  # the caller's guard
         pre_shift, multiplier, shift = parameters
         centred = T.Bind(value - v.like(value, narrowing.input_zero_point)) if narrowing.input_zero_point else value
         if narrowing.form == "high":

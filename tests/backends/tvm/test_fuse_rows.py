@@ -27,15 +27,18 @@ class Rows:
     def normalize(self, x: fx.Node, centre: bool = True, epsilon: int = 1000) -> fx.Node:
         return self.p.call("qc.normalize", x, 5, epsilon, centre, "newton")
 
-    def affine(self, y: fx.Node, bits: int, signed: bool = True, swapped: bool = False, shifts: bool = False) -> fx.Node:
-        """``qc::add`` of a constant a channel, multipliers of both signs; to about the whole range."""
+    def affine(
+        self, y: fx.Node, bits: int, signed: bool = True, swapped: bool = False, shifts: bool = False, of_words: bool = False
+    ) -> fx.Node:
+        """``qc::add`` of a constant a channel, multipliers of both signs; to about the whole range. ``of_words``: y has 16 bits."""
         p, channels = self.p, (self.length,)
         sign = 2 * torch.randint(0, 2, channels, generator=p.random).to(torch.int32) - 1
         multiplier = p.constant("m", sign * torch.randint(1 << 29, 1 << 30, channels, generator=p.random).to(torch.int32))
-        pre_shift = p.integers("pre_shift", 0, 1, channels) if shifts else p.constant("pre_shift", torch.tensor(1, dtype=torch.int32))
+        first = 13 if of_words else 0
+        pre_shift = p.integers("pre_shift", first, first + 1, channels) if shifts else p.integers("pre_shift", first + 1, first + 1)
         constant = p.integers("constant", -20000, 20000, channels, torch.int16)
         scales = [[pre_shift, multiplier], [p.constant("pre_shift_b", torch.tensor(10, dtype=torch.int32)), p.multiplier()]]
-        operands, zero_points = [y, constant], [0, 3]
+        operands, zero_points = [y, constant], [5 if of_words else 0, 3]
         if swapped:
             scales, operands, zero_points = scales[::-1], operands[::-1], zero_points[::-1]
         low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
@@ -66,6 +69,16 @@ def _two_widths(r: Rows) -> list[fx.Node]:
 
 def _narrow_only(r: Rows) -> list[fx.Node]:
     return [r.narrow(r.affine(r.normalize(r.words), 16), "narrow", (r.length,))]
+
+
+def _narrowed_with_offsets(r: Rows) -> list[fx.Node]:
+    """The narrower copy has a factor and an offset of its own in each channel."""
+    wide = r.affine(r.normalize(r.words), 16)
+    return [wide, r.affine(wide, 8, of_words=True)]
+
+
+def _narrowed_with_offsets_and_shifts(r: Rows) -> list[fx.Node]:
+    return [r.affine(r.affine(r.normalize(r.words), 16), 8, signed=False, swapped=True, shifts=True, of_words=True)]
 
 
 def _residual(r: Rows) -> list[fx.Node]:
@@ -121,6 +134,8 @@ def test_equals_reference(name: str, shape: tuple[int | None, ...], integer_prog
         ("affine_unsigned_swapped", [2]),
         ("two_widths", [3]),
         ("narrow_only", [3]),
+        ("narrowed_with_offsets", [3]),
+        ("narrowed_with_offsets_and_shifts", [3]),
         ("residual", [3]),
         ("residual_inside", [3]),
         ("root_mean_square", [2]),
