@@ -236,7 +236,7 @@ class Lowering:
         except VerificationError as error:
             raise VerificationError(f"{describe(self.node)}: {error}") from error
         self.forms[dyadic.form] += 1
-        name = self.node.args[0].name if self.node.target is _qc.quantize.default else self.node.name  # type: ignore[union-attr]
+        name = self.node.name.removesuffix("_quantize")
         parameters = [
             self.constant(f"{name}_{what}", tensor)
             for what, tensor in (("pre_shift", dyadic.pre_shift), ("multiplier", dyadic.multiplier), ("shift", dyadic.shift))
