@@ -31,7 +31,7 @@ from qcompiler.ir.text import record_dict, spec_dict
 from qcompiler.ir.types import Stage
 from qcompiler.pipeline.backend import CompiledProgram
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _PROGRAM, _WEIGHTS, _VECTORS, _CODE = "program.json", "weights.safetensors", "vectors.safetensors", "code/"
 

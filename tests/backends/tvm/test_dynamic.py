@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import fx
 
+from qcompiler.arithmetic.softmax import exponential_table
 from qcompiler.backends.tvm.kernels import Extent, is_dynamic
 from qcompiler.backends.tvm.planner import make_plan
 from qcompiler.backends.tvm.target import TARGETS as KNOWN
@@ -44,12 +45,16 @@ def _scores(p: Any) -> fx.Node:
 
 
 def _attention(p: Any) -> fx.Node:
-    table = p.integers("table", 0, 1 << 15, (256,))
-    probabilities = (
-        p.call("qc.softmax", _scores(p), table, None, "table", [], 8) if p.has_masks else p.call("qc.softmax", _scores(p), table, 8)
-    )
+    table = p.constant("table", exponential_table(0.03))
+    probabilities = p.call("qc.softmax", _scores(p), table, None, "table", [], 8)
     context = p.requantize(p.call("qc.matmul", probabilities, _heads(p), 0, 7), 255 * 248 * LENGTH.maximum)
     return p.call("aten.flatten:using_ints", p.call("aten.permute", context, [0, 2, 1, 3]), 2, 3)
+
+
+def _transposed(p: Any) -> fx.Node:
+    """Vectors along the dynamic dimension, which ends anywhere in one."""
+    clamped = p.call("qc.clamp", p.call("aten.permute", p.rows, [0, 2, 1]), 5, 99)
+    return p.call("aten.permute", clamped, [0, 2, 1])
 
 
 def _positions(p: Any) -> fx.Node:
@@ -72,7 +77,7 @@ CASES: dict[str, Callable[[Any], fx.Node]] = {
     "linear_table": lambda p: p.call("qc.lookup", _linear(p, p.rows, 64), p.integers("table", 0, 255, (256,), torch.uint8), 8, False),
     "linear_of_first": lambda p: _linear(p, p.call("aten.select:int", p.rows, 1, 0), 10),
     "linear_of_heads": lambda p: _linear(p, p.call("aten.unflatten:int", p.rows, 2, [HEADS, WIDTH // HEADS]), 8),
-    "transposed": lambda p: p.call("aten.permute", _linear(p, p.rows, 8), [0, 1, 2]),
+    "transposed": _transposed,
     "sum_over_tokens": lambda p: p.call("qc.sum", p.rows, [1], False, 7),
     "sum_over_channels": lambda p: p.call("qc.sum", p.rows, [2], True, 7),
     "add": lambda p: p.add(p.rows, p.other, 255, 255, zero_points=(7, 7)),
@@ -90,7 +95,6 @@ CASES: dict[str, Callable[[Any], fx.Node]] = {
 def _program(new: Callable[[], Any], names: tuple[str, ...] = tuple(CASES)) -> Program:
     p = new()
     p.rows, p.other, p.ids = p.input(None, LENGTH, WIDTH), p.input(None, LENGTH, WIDTH), p.input(None, LENGTH)
-    p.has_masks = len(torch.ops.qc.softmax.default._schema.arguments) > 3
     program: Program = p.finish(*(CASES[name](p) for name in names))
     return program
 
