@@ -165,7 +165,7 @@ class _Attention:
         rows = T.Bind(T.min(self._queries - first, T.int32(self._block)))
         q = Source(self._buffers["q"], v.position(kernel.q, index), kernel.q.strides[-2], 1, kernel.depth, self._queries)
         self._left.pack(q, first, 0, T.int32(self._block), self._score_zeros)
-        terms = self._left.row_terms(0, T.int32(self._block), self._score_zeros)
+        terms = self._left.row_terms(T.int32(self._block), kernel.depth, self._score_zeros)
         start = Start(self._packed_keys.columns(self._score_zeros), terms, self._score_rounding)
         with T.serial(0, T.Bind((rows + (self._score_tile - 1)) // self._score_tile)) as tile:
             top = T.Bind(tile * self._score_tile)

@@ -133,7 +133,7 @@ def _panel(
     with T.serial(0, T.Bind((rows + (tile - 1)) // tile)) as number_of_tile:
         top = T.Bind(number_of_tile * tile)
         left.pack(Source(buffers["a"], starts[0], kernel.a.strides[-2], 1, length, rows), top, 0, tile, zeros)
-        row_terms = left.row_terms(0, tile, zeros)
+        row_terms = left.row_terms(tile, length, zeros)
 
         def store(row: Expr, sums: list[Expr]) -> None:
             with T.If(top + row < rows), T.Then():
@@ -217,26 +217,19 @@ class Left:
 
             v.over_row(source.length, count, copy)
 
-    def row_terms(self, at: Expr, rows: Expr, zeros: Zeros) -> Buffer | None:
-        """``-zb' sum_k a'`` of each row."""
+    def row_terms(self, rows: Expr, length: Expr, zeros: Zeros) -> Buffer | None:
+        """``-zb' sum_k a'`` of the first rows, whose sums are over ``length`` elements; None where all are 0."""
+        how = self._how
         if zeros.flipped_right == 0:
             return None
-        self.sum_rows(self.buffer, at, rows, zeros)
+        with T.serial(0, rows) as row:
+            total = v.Register(e.constant(0, "int32", how.lanes))
+            # The last vector ends in zeros. What lies behind it is of an earlier, longer row.
+            with T.serial(0, (length + (how.cells - 1)) // how.cells) as part:
+                vector = e.load(self.buffer, row * self.pitch + part * how.cells, how.cells)
+                total.set(e.dot_bytes(total.value, vector, e.constant(1, "int8", how.cells)))
+            T.buffer_store(self._terms, v.reduce("add", total.value) * -zeros.flipped_right, [row])
         return self._terms
-
-    def sum_rows(self, buffer: Buffer, at: Expr, rows: Expr, zeros: Zeros) -> None:
-        """Set the row terms from packed rows."""
-        sum_rows(self._terms, buffer, at, self.pitch, rows, self._how, zeros)
-
-
-def sum_rows(terms: Buffer, buffer: Buffer, at: Expr, pitch: int, rows: Expr, how: Scheme, zeros: Zeros) -> None:
-    """``terms[i] = -zb' sum_k a'`` of packed rows."""
-    with T.serial(0, rows) as row:
-        total = v.Register(e.constant(0, "int32", how.lanes))
-        with T.serial(0, pitch // how.cells) as part:
-            vector = e.load(buffer, at + row * pitch + part * how.cells, how.cells)
-            total.set(e.dot_bytes(total.value, vector, e.constant(1, "int8", how.cells)))
-        T.buffer_store(terms, v.reduce("add", total.value) * -zeros.flipped_right, [row])
 
 
 class Right:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,6 +218,36 @@ def compile_kernel(launcher: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         return CompiledKernel(kernel, target, path)
 
     return compile_one
+
+
+@pytest.fixture(scope="session")
+def run_function(launcher: Path, tmp_path_factory: pytest.TempPathFactory, emulated_amx: Callable[[], int]) -> Callable[..., Array]:
+    """Compiles a function for a target, calls it on arrays and a buffer of ``size`` elements full of GUARD, gives that buffer.
+
+    ``after``: arrays that follow the output. Fails where anything around the output was written. Of AMX only the tiles are emulated.
+    """
+    from qcompiler.backends.tvm import codegen
+    from qcompiler.backends.tvm.target import TARGETS
+
+    folder = tmp_path_factory.mktemp("functions")
+    numbers = itertools.count()
+
+    def run(function: Any, target: str, arrays: Sequence[Array], size: int, dtype: str, after: Sequence[Array] = ()) -> Array:
+        if reason := available("x86-64-vnni" if target == "x86-64-amx" else target):
+            pytest.skip(reason)
+        path = folder / f"{next(numbers)}.so"
+        path.with_suffix(".o").write_bytes(codegen.build_object(function, TARGETS[target], "kernel"))
+        subprocess.run(["gcc", "-shared", "-pthread", "-o", path, path.with_suffix(".o"), launcher], check=True)
+        size_in_bytes = size * np.dtype(dtype).itemsize
+        memory, start = aligned_memory(size_in_bytes)
+        kept = [*map(aligned, arrays), memory[start:], *map(aligned, after)]
+        assert ctypes.CDLL(str(path)).kernel(*(ctypes.c_void_p(each.ctypes.data) for each in kept)) == 0
+        result = memory[start : start + size_in_bytes].copy()
+        memory[start : start + size_in_bytes] = GUARD
+        assert (memory == GUARD).all(), "written outside of the output"
+        return result.view(dtype)
+
+    return run
 
 
 @pytest.fixture
