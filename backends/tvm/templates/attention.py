@@ -16,7 +16,6 @@ The last one is exact because u L < 2^23. Exponentials come from two byte tables
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -167,9 +166,14 @@ class _Attention:
         self._left.pack(q, first, 0, T.int32(self._block), self._score_zeros)
         terms = self._left.row_terms(T.int32(self._block), kernel.depth, self._score_zeros)
         start = Start(self._packed_keys.columns(self._score_zeros), terms, self._score_rounding)
-        with T.serial(0, T.Bind((rows + (self._score_tile - 1)) // self._score_tile)) as tile:
-            top = T.Bind(tile * self._score_tile)
-            self._for_key_chunks(functools.partial(self._score_tile_of, top, start))
+        tiles = T.Bind((rows + (self._score_tile - 1)) // self._score_tile)
+
+        # In this order: inside of a loop over chunks, LLVM would spread and spill all of a tile's queries before it.
+        def score_chunk(chunk: Chunk, first: Expr) -> None:
+            with T.serial(0, tiles) as tile:
+                self._score_tile_of(T.Bind(tile * self._score_tile), start, chunk, first)
+
+        self._for_key_chunks(score_chunk)
         mask = v.position(kernel.mask, index) if kernel.mask is not None else None
 
         def mask_of(row: Expr) -> Expr | None:
