@@ -4,7 +4,8 @@ The first that says something wins:
 
 1. ``node.meta["precision"]`` (``qcompiler.ir.types.Precision``): what bit allocation or a recipe asks for at one node;
 2. the first and the last layer with weights, and what they read: ``edge_bits``;
-3. scores, which a softmax reads: ``score_bits``; the residual stream: ``residual_bits``;
+3. scores, which a softmax reads: ``score_bits``; what functions such as GELU alone read: ``function_bits``; the residual stream:
+   ``residual_bits``;
 4. ``w`` for weights, ``a`` for all other values.
 
 Probabilities have ``probability_bits``. Integers of more than 8 bits are signed, around zero.
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from qcompiler.ir import elementwise
 from qcompiler.ir.types import IntegerType, Precision
 from qcompiler.passes.quantize.grouping import ValueGroups, Width
 from qcompiler.passes.quantize.rules import WEIGHT_AXIS, Role, role_of
@@ -35,6 +37,7 @@ class Bits:
     activation: int
     residual: int
     score: int
+    function: int
     probability: int
     edge: int | None
     symmetric: bool
@@ -76,7 +79,9 @@ class Allocation:
             return self._bits.probability
         if node in self._at_edges and self._bits.edge is not None:
             return self._bits.edge
-        return self._bits.score if feeds_softmax(node) else self._bits.activation
+        if feeds_softmax(node):
+            return self._bits.score
+        return self._bits.function if _feeds_functions(node) else self._bits.activation
 
 
 def feeds_softmax(node: fx.Node) -> bool:
@@ -84,6 +89,11 @@ def feeds_softmax(node: fx.Node) -> bool:
     return bool(node.users) and all(
         user.target is _aten.softmax.int or (role_of(user) in (Role.MASK, Role.SCALE) and feeds_softmax(user)) for user in node.users
     )
+
+
+def _feeds_functions(node: fx.Node) -> bool:
+    """Whether functions of one value alone read it: tables, which multiply nothing, so that 8 bits cost no more than fewer."""
+    return bool(node.users) and all(elementwise.is_function(user) for user in node.users)
 
 
 def _asked(groups: ValueGroups) -> Mapping[tuple[fx.Node, Width], int]:

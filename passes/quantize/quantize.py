@@ -47,6 +47,7 @@ class Quantize(Pass):
         per_channel: one scale for each output channel of a weight, else one for all of it.
         residual_bits: bits of the residual stream, which leads to normalizations (LayerNorm, RMSNorm); up to ``a``: as all others.
         score_bits: bits of what a softmax reads; more than 8 need a softmax without table at lowering.
+        function_bits: bits of what functions such as GELU alone read.
         probability_bits: bits of what a softmax gives, unsigned.
         edge_bits: bits of the weights and inputs of the first and the last layer with weights; none: as all others.
         probability_quantizer: how probabilities are rounded: to equal steps, or to the levels of ``passes/quantize/levels.py``.
@@ -70,6 +71,7 @@ class Quantize(Pass):
     per_channel: bool = True
     residual_bits: int = 16
     score_bits: int | None = None
+    function_bits: int | None = None
     probability_bits: int | None = None
     edge_bits: int | None = None
     probability_quantizer: ProbabilityQuantizer = "uniform"
@@ -77,7 +79,7 @@ class Quantize(Pass):
     allow_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        limits = {"w": 8, "a": 8, "residual_bits": 16, "score_bits": 16, "probability_bits": 8, "edge_bits": 8}
+        limits = {"w": 8, "a": 8, "residual_bits": 16, "score_bits": 16, "function_bits": 8, "probability_bits": 8, "edge_bits": 8}
         for option, most in limits.items():
             bits = getattr(self, option)
             if bits is not None and not 2 <= bits <= most:
@@ -114,8 +116,8 @@ class Quantize(Pass):
     # ---- what the options mean -------------------------------------------------------------------------------------------------
 
     def _bits(self) -> Bits:
-        score, probability = self.score_bits or self.a, self.probability_bits or self.a
-        return Bits(self.w, self.a, self.residual_bits, score, probability, self.edge_bits, self.symmetric)
+        score, function, probability = (bits or self.a for bits in (self.score_bits, self.function_bits, self.probability_bits))
+        return Bits(self.w, self.a, self.residual_bits, score, function, probability, self.edge_bits, self.symmetric)
 
     def _groups(self, program: Program) -> ValueGroups:
         return group_values(program.graph, self.residual_bits > self.a, frozenset(self._islands(program)))
