@@ -2,7 +2,7 @@
 
 Attention is found from its softmax, by the graph's structure alone::
 
-    matmul(q, k) -> requantize -> softmax (form table, any mask) -> matmul(p, v) -> requantize
+    matmul(q, k) -> requantize, or add of a bias -> softmax (form table, any mask) -> matmul(p, v) -> requantize
 
 Each value between has the next node as its only reader. What does not fit stays single kernels.
 """
@@ -44,19 +44,34 @@ class ProductFusion:
 
 @dataclass(frozen=True)
 class AttentionFusion:
-    """The products of the scores and of the result, each with its rounding, and the softmax between them."""
+    """The product of the scores and its rounding (a requantization or an addition), the softmax, the product of the result with its own."""
 
-    scores: ProductFusion
+    scores: fx.Node
+    rounding: fx.Node
     softmax: fx.Node
     result: ProductFusion
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
-        return (*self.scores.nodes, self.softmax, *self.result.nodes)
+        return (self.scores, self.rounding, self.softmax, *self.result.nodes)
 
     @property
     def last(self) -> fx.Node:
         return self.result.last
+
+    @property
+    def adds(self) -> bool:
+        """Whether a bias is added to the scores."""
+        return is_call(self.rounding, qc.add.default)
+
+    @property
+    def scores_side(self) -> str:
+        """Which operand of the addition the scores are."""
+        return "a" if argument(self.rounding, "a") is self.scores else "b"
+
+    @property
+    def bias_side(self) -> str:
+        return "b" if self.scores_side == "a" else "a"
 
 
 def find_product_fusions(graph: fx.Graph, tensors: Tensors, kept: Collection[fx.Node]) -> dict[fx.Node, ProductFusion | AttentionFusion]:
@@ -89,22 +104,45 @@ def _attention(softmax: fx.Node, tensors: Tensors, kept: Collection[fx.Node]) ->
     if argument(softmax, "form") != "table" or tensors[softmax].dtype not in _BYTES:
         return None
     rounding, reader = argument(softmax, "x"), _only_user(softmax, kept)
-    if not is_call(rounding, qc.requantize.default) or _only_user(rounding, kept) is not softmax:
+    if not is_call(rounding, qc.requantize.default, qc.add.default) or _only_user(rounding, kept) is not softmax:
         return None
-    scores = argument(rounding, "x")
-    if not is_call(scores, qc.matmul.default) or not is_call(reader, qc.matmul.default):
+    scores = _scores(rounding)
+    if scores is None or _only_user(scores, kept) is not rounding or not is_call(reader, qc.matmul.default):
         return None
     assert reader is not None  # a call
-    first, second = product(scores, tensors, kept), product(reader, tensors, kept)
-    if first.rounding is not rounding or second.rounding is None or argument(reader, "a") is not softmax:
+    result = product(reader, tensors, kept)
+    if result.rounding is None or argument(reader, "a") is not softmax:
         return None
-    fusion = AttentionFusion(first, softmax, second)
-    return fusion if _fits(fusion, tensors) else None
+    fusion = AttentionFusion(scores, rounding, softmax, result)
+    return fusion if _is_score_rounding(fusion, tensors) and _fits(fusion, tensors) else None
+
+
+def _scores(rounding: fx.Node) -> fx.Node | None:
+    """The product that is rounded."""
+    names = ("x",) if rounding.target is qc.requantize.default else ("a", "b")
+    return next((node for name in names if is_call(node := argument(rounding, name), qc.matmul.default)), None)
+
+
+def _is_score_rounding(fusion: AttentionFusion, tensors: Tensors) -> bool:
+    """Of 8 bits and per tensor; a bias has at most 16 bits and as many keys as the scores."""
+    node = fusion.rounding
+    if not fusion.adds:
+        return _is_rounding(node, tensors)
+    bias = argument(node, fusion.bias_side)
+    scaling = [argument(node, f"{name}_{side}") for name in ("pre_shift", "multiplier") for side in "ab"]
+    return (
+        bias is not fusion.scores
+        and tensors[node].dtype in _BYTES
+        and argument(node, f"zero_point_{fusion.scores_side}") == 0
+        and tensors[bias].dtype in (*_BYTES, torch.int16)
+        and tensors[bias].shape[-1] == tensors[node].shape[-1]
+        and all(tensors[parameter].numel() == 1 for parameter in scaling)
+    )
 
 
 def _fits(fusion: AttentionFusion, tensors: Tensors) -> bool:
     """The softmax is no values of its own, its zero point is 0, and q, k and v have 8 bits."""
-    scores, result = fusion.scores.product, fusion.result.product
+    scores, result = fusion.scores, fusion.result.product
     values = argument(result, "b")
     bytes_only = all(tensors[node].dtype in _BYTES for node in (argument(scores, "a"), argument(scores, "b"), values))
     same_heads = tensors[fusion.softmax].shape[:-2] == tensors[result].shape[:-2]

@@ -330,13 +330,14 @@ class MatrixProductKernel:
 class AttentionKernel:
     """Attention of queries [i, m, :], keys [i, n, :] and values [i, n, :], i over ``batch`` (heads), in the ops' own integers::
 
-        s = scores(sum over d of (q - zero_points[0]) * (k - zero_points[1]))     8 bits
+        s = scores(sum over d of (q - zero_points[0]) * (k - zero_points[1]))     8 bits; an Add adds ``bias``, its operand b
         p = arithmetic.softmax(s, table, bits), with ``mask`` of those kept       8 bits
         output = result(sum over n of p * (v - zero_points[2]))                   8 bits
 
-    All are contiguous along their last dimension, k and v there or along n. ``mask`` is bool [i, m, n]. Pointers: q, k, v, [pre_shift,
-    multiplier, shift] of the scores, table (int32[256]), [mask], those three of the result, output. Reads and writes past rows are as in
-    MatrixProductKernel.
+    All are contiguous along their last dimension, k and v there or along n. ``mask`` is bool, ``bias`` of 8 or 16 bits, both [i, m, n].
+    Pointers: q, k, v, of the scores pre_shift, multiplier and shift or bias, pre_shift_a, multiplier_a, pre_shift_b and multiplier_b
+    (int32[1] each), table (int32[256]), [mask], pre_shift, multiplier and shift of the result, output. Reads and writes past rows are as
+    in MatrixProductKernel.
     """
 
     batch: tuple[Size, ...]
@@ -349,11 +350,12 @@ class AttentionKernel:
     v: Operand
     output: Operand
     zero_points: tuple[int, int, int]
-    scores: Requantization
+    scores: Requantization | Add
     scores_dtype: Dtype
     bits: int
     result: Requantization
     mask: Operand | None = None
+    bias: Operand | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
 from qcompiler.backends.tvm.fuse_products import AttentionFusion, ProductFusion, has_matrix_kernel
 from qcompiler.backends.tvm.kernels import (
     ITEM_SIZE,
+    Add,
     AttentionKernel,
     Copy,
     Extent,
@@ -38,8 +39,9 @@ def emit(planner: Planner, fusion: ProductFusion | AttentionFusion) -> None:
     if isinstance(fusion, ProductFusion):
         _product(planner, fusion)
     elif not _attention(planner, fusion):
-        _product(planner, fusion.scores)
-        planner.plan_alone(fusion.softmax)
+        _product(planner, ProductFusion(fusion.scores, None if fusion.adds else fusion.rounding))
+        for node in [fusion.rounding, fusion.softmax] if fusion.adds else [fusion.softmax]:
+            planner.plan_alone(node)
         _product(planner, fusion.result)
 
 
@@ -75,40 +77,39 @@ def _product(planner: Planner, fusion: ProductFusion) -> None:
 
 def _attention(planner: Planner, fusion: AttentionFusion) -> bool:
     """Whether the kernel fits; if so it is called."""
-    scores, result = fusion.scores.product, fusion.result.product
+    scores, result = fusion.scores, fusion.result.product
     q = _contiguous(planner, argument(scores, "a"), (-1,))
     k = _swapped(_contiguous(planner, argument(scores, "b"), (-1, -2)))
     v = _contiguous(planner, argument(result, "b"), (-1, -2))
-    shape = planner.shape(fusion.last)
-    mask = _mask(planner, fusion.softmax)
     output = allocate_rows(planner, fusion.last)
-    if isinstance(q.shape[-1], Extent) or isinstance(v.shape[-1], Extent):
+    if isinstance(q.shape[-1], Extent) or isinstance(v.shape[-1], Extent) or (fusion.adds and planner.is_dynamic(fusion.softmax)):
         return False
-    views = [q, k, v, *([mask] if mask is not None else []), output]
-    batch, operands = _matrices(shape[:-2], views)
+    views = {"q": q, "k": k, "v": v, "output": output}
+    views |= {name: view for name, view in (("mask", _mask(planner, fusion.softmax)), ("bias", _bias(planner, fusion))) if view is not None}
+    lead = output.shape[:-2]
+    batch, operands = _matrices(lead, list(views.values()))
     kernel = AttentionKernel(
         batch=batch,
         queries=q.shape[-2],
         keys=k.shape[-2],
         depth=q.shape[-1],
         value_depth=v.shape[-1],
-        q=operands[0],
-        k=operands[1],
-        v=operands[2],
-        output=operands[-1],
         zero_points=(argument(scores, "zero_point_a"), argument(scores, "zero_point_b"), argument(result, "zero_point_b")),
-        scores=_required(fusion.scores.rounding),
-        scores_dtype=_dtype(planner, argument(fusion.softmax, "x")),
+        scores=_addition(fusion) if fusion.adds else _required(fusion.rounding),
+        scores_dtype=_dtype(planner, fusion.rounding),
         bits=argument(fusion.softmax, "bits"),
         result=_required(fusion.result.rounding),
-        mask=operands[3] if mask is not None else None,
+        **dict(zip(views, operands, strict=True)),
     )
     if not fits_stack(kernel, planner.target.name):
         return False
-    pointers = [_pointer(view, shape[:-2]) for view in views]
-    table = planner.value(argument(fusion.softmax, "table"))
-    middle = [*_rounding_pointers(planner, fusion.scores.rounding), _pointer(table, ()), *pointers[3:-1]]
-    arguments = [*pointers[:3], *middle, *_rounding_pointers(planner, fusion.result.rounding), pointers[-1]]
+    pointers = {name: [_pointer(view, lead)] for name, view in views.items()}
+    arguments = [
+        *(*pointers["q"], *pointers["k"], *pointers["v"], *pointers.get("bias", ())),
+        *(_addition_pointers(planner, fusion) if fusion.adds else _rounding_pointers(planner, fusion.rounding)),
+        *(_pointer(planner.value(argument(fusion.softmax, "table")), ()), *pointers.get("mask", ())),
+        *(*_rounding_pointers(planner, fusion.result.rounding), *pointers["output"]),
+    ]
     planner.call(kernel, arguments, *fusion.nodes)
     return True
 
@@ -209,6 +210,28 @@ def _mask(planner: Planner, softmax: fx.Node) -> View | None:
     copy = dense(Storage("arena", planner.tensors[softmax].numel()), view.dtype, shape)
     planner.elementwise(Copy(), [view], copy, node)
     return copy
+
+
+def _bias(planner: Planner, fusion: AttentionFusion) -> View | None:
+    """What is added to the scores, as [..., queries, keys]."""
+    if not fusion.adds:
+        return None
+    node = argument(fusion.rounding, fusion.bias_side)
+    view = planner.value(node)
+    return (view if view.strides[-1] == 1 else planner.materialize(node)).expand(planner.shape(fusion.softmax))
+
+
+def _addition(fusion: AttentionFusion) -> Add:
+    """The scores as operand a."""
+    names = ("shift", "zero_point", "low", "high")
+    zero_points = {"zero_point_a": 0, "zero_point_b": argument(fusion.rounding, f"zero_point_{fusion.bias_side}")}
+    return Add(**zero_points, **{name: argument(fusion.rounding, name) for name in names})
+
+
+def _addition_pointers(planner: Planner, fusion: AttentionFusion) -> list[tuple[Storage, int]]:
+    sides = (fusion.scores_side, fusion.bias_side)
+    views = [planner.value(argument(fusion.rounding, f"{name}_{side}")) for side in sides for name in ("pre_shift", "multiplier")]
+    return [(view.storage, pointer_offset(view) * ITEM_SIZE[view.dtype]) for view in views]
 
 
 def _matrices(lead: Sequence[Size], views: Sequence[View]) -> tuple[tuple[Size, ...], list[Operand]]:

@@ -16,6 +16,7 @@ The last one is exact because u L < 2^23. Exponentials come from two byte tables
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -27,6 +28,7 @@ from qcompiler.backends.tvm.kernels import AttentionKernel, maximum
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates import vectors as v
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
+from qcompiler.backends.tvm.templates.epilogue import Place
 from qcompiler.backends.tvm.templates.layout import Chunk, Parameter, chunks
 from qcompiler.backends.tvm.templates.product import (
     Left,
@@ -36,6 +38,7 @@ from qcompiler.backends.tvm.templates.product import (
     Source,
     Start,
     Zeros,
+    addition_parameters,
     rounding_parameters,
     stored,
 )
@@ -54,7 +57,7 @@ def emit(kernel: AttentionKernel, target: str) -> tirx.PrimFunc:
         v.parameter("q", kernel.q, (*batch, kernel.queries, kernel.depth)),
         v.parameter("k", kernel.k, (*batch, kernel.keys, kernel.depth)),
         v.parameter("v", kernel.v, (*batch, kernel.keys, kernel.value_depth)),
-        *rounding_parameters("score_"),
+        *_score_parameters(kernel),
         Parameter("table", "int32", TABLE_ENTRIES),
         *([v.parameter("mask", stored(kernel.mask), (*batch, kernel.queries, kernel.keys))] if kernel.mask is not None else []),
         *rounding_parameters("result_"),
@@ -68,6 +71,12 @@ def emit(kernel: AttentionKernel, target: str) -> tirx.PrimFunc:
         _Attention(kernel, scheme(target, kernel.q.dtype), named, sizes).emit()
 
     return e.function(parameters, body)
+
+
+def _score_parameters(kernel: AttentionKernel) -> list[Parameter]:
+    if kernel.bias is None:
+        return rounding_parameters("score_")
+    return [v.parameter("bias", kernel.bias, (*kernel.batch, kernel.queries, kernel.keys)), *addition_parameters("score_")]
 
 
 class _Attention:
@@ -120,7 +129,8 @@ class _Attention:
         self._probability_pitch = self._pitch * (1 if how.kind == "words" else 2)  # exponentials of 16 bits lie there first
         self._probabilities = e.scratch(self._block * self._probability_pitch, how.element)
         self._value_terms = T.alloc_buffer((self._block,), "int32", scope="local") if self._value_zeros.flipped_right else None
-        self._score_rounding = Rounding(kernel.scores, kernel.scores_dtype, self._buffers, "score_")
+        bias = kernel.bias.dtype if kernel.bias is not None else "int8"
+        self._score_rounding = Rounding(kernel.scores, kernel.scores_dtype, self._buffers, "score_", bias)
         self._result_rounding = Rounding(kernel.result, kernel.output.dtype, self._buffers, "result_")
         # Only one of the products can have tiles for what is left of its inner dimension.
         key_tails = kernel.depth % how.cells != 0
@@ -167,11 +177,13 @@ class _Attention:
         terms = self._left.row_terms(T.int32(self._block), kernel.depth, self._score_zeros)
         start = Start(self._packed_keys.columns(self._score_zeros), terms, self._score_rounding)
         tiles = T.Bind((rows + (self._score_tile - 1)) // self._score_tile)
+        biases = v.position(kernel.bias, index) if kernel.bias is not None else None
 
         # In this order: inside of a loop over chunks, LLVM would spread and spill all of a tile's queries before it.
-        def score_chunk(chunk: Chunk, first: Expr) -> None:
+        def score_chunk(chunk: Chunk, key: Expr) -> None:
             with T.serial(0, tiles) as tile:
-                self._score_tile_of(T.Bind(tile * self._score_tile), start, chunk, first)
+                top = T.Bind(tile * self._score_tile)
+                self._score_rows(top, chunk, key, start.from_row(top), lambda row: self._place(biases, T.Bind(first + top + row), key))
 
         self._for_key_chunks(score_chunk)
         mask = v.position(kernel.mask, index) if kernel.mask is not None else None
@@ -184,17 +196,25 @@ class _Attention:
         with T.serial(0, T.Bind((rows + (self._value_tile - 1)) // self._value_tile)) as tile:
             self._result_rows(T.Bind(tile * self._value_tile), rows, output)
 
-    def _score_tile_of(self, top: Expr, start: Start, chunk: Chunk, first: Expr) -> None:
-        vector = T.Bind(first // self._how.lanes)
+    def _place(self, biases: Expr | None, query: Expr, key: Expr) -> Place:
+        """Where the epilogue of the scores finds their biases; a tile's rows past the last query have that one's."""
+        bias = self._kernel.bias
+        if bias is None:
+            return self._score_rounding.place
+        row = T.Bind(T.min(query, self._queries - 1))
+        return dataclasses.replace(self._score_rounding.place, channel=T.Bind(biases + row * bias.strides[-2] + key))
+
+    def _score_rows(self, top: Expr, chunk: Chunk, key: Expr, start: Start, place: Callable[[Expr], Place]) -> None:
+        """A tile of rows from ``top`` on by a chunk of keys from ``key`` on."""
+        vector = T.Bind(key // self._how.lanes)
 
         def store(row: Expr, sums: list[Expr]) -> None:
-            result = self._score_rounding.epilogue.packed_bytes(sums, chunk, self._score_rounding.place)
-            e.store(self._scores, T.Bind((top + row) * self._pitch + first), result)
+            result = self._score_rounding.epilogue.packed_bytes(sums, chunk, place(row))
+            e.store(self._scores, T.Bind((top + row) * self._pitch + key), result)
 
         at = T.Bind(top * self._left.pitch)
-        self._score_multiplier.tile(
-            self._left.buffer, at, self._left.pitch, self._packed_keys, vector, chunk, self._score_tile, start.from_row(top), store
-        )
+        rows = self._score_tile
+        self._score_multiplier.tile(self._left.buffer, at, self._left.pitch, self._packed_keys, vector, chunk, rows, start, store)
 
     def _result_rows(self, top: Expr, rows: Expr, output: Expr) -> None:
         rounding = self._result_rounding

@@ -22,7 +22,17 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from qcompiler.backends.tvm.kernels import Activation, ConvolutionKernel, MatrixProductKernel, Operand, Requantization, Size, maximum
+from qcompiler.backends.tvm.kernels import (
+    Activation,
+    Add,
+    ConvolutionKernel,
+    MatrixProductKernel,
+    Operand,
+    Requantization,
+    ResidualAdd,
+    Size,
+    maximum,
+)
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates import vectors as v
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
@@ -349,25 +359,49 @@ def rounding_parameters(prefix: str) -> list[Parameter]:
     return [Parameter(f"{prefix}{name}", "int32", 1) for name in ("pre_shift", "multiplier", "shift")]
 
 
-class Rounding:
-    """A requantization per tensor as ``epilogue`` wants it: each parameter in all lanes, computed once from the op's own three numbers."""
+def addition_parameters(prefix: str) -> list[Parameter]:
+    """The numbers of an addition per tensor."""
+    return [Parameter(f"{prefix}{name}", "int32", 1) for name in ("pre_shift_a", "multiplier_a", "pre_shift_b", "multiplier_b")]
 
-    def __init__(self, spec: Requantization, dtype: str, buffers: dict[str, Buffer], prefix: str) -> None:
+
+class Rounding:
+    """A requantization per tensor as ``epilogue`` wants it: each parameter in all lanes, computed once from the op's own numbers.
+
+    An Add adds the operand ``bias``, whose elements a Place's ``channel`` counts.
+    """
+
+    def __init__(self, spec: Requantization | Add, dtype: str, buffers: dict[str, Buffer], prefix: str, bias: str = "int8") -> None:
         one = Activation(1, 1, _EPILOGUE_LANES, dtype)  # type: ignore[arg-type]  # an integer type
-        kernel = ConvolutionKernel(one, one, (1, 1), (1, 1), (0, 0), (1, 1), 1, spec)
-        pre_shift, multiplier, shift = (T.Bind(buffers[f"{prefix}{name}"][0]) for name in ("pre_shift", "multiplier", "shift"))
-        rescale = T.Bind(T.min(T.shift_right(T.int32(1 << _WORD_BITS), shift & 31), T.int32((1 << _WORD_BITS) - 1)))
-        values = {"pre_shift": pre_shift, "multiplier": multiplier, "shift": shift, "rescale": rescale}
-        named = {"output": buffers["output"]}
+        self.half: Expr = None  # the rounding term that comes before
+        if isinstance(spec, Add):
+            operand = dataclasses.replace(one, dtype=bias)
+            limits = (spec.zero_point_b, spec.shift, spec.zero_point, spec.low, spec.high)
+            epilogue: Requantization | ResidualAdd = ResidualAdd(operand, False, *limits)
+            values, bound = self._addition(buffers, prefix), {"operand": buffers["bias"]}
+        else:
+            epilogue, (values, bound) = spec, (self._requantization(spec, buffers, prefix), {})
+        kernel = ConvolutionKernel(one, one, (1, 1), (1, 1), (0, 0), (1, 1), 1, epilogue)
         for parameter in epilogue_parameters(kernel, _EPILOGUE_LANES)[1:]:
-            value = _half(shift, parameter.dtype) if parameter.name == "rounding" else T.Cast(parameter.dtype, values[parameter.name])
-            named[parameter.name] = e.scratch(_EPILOGUE_LANES, parameter.dtype)
+            value = values[parameter.name]
+            bound[parameter.name] = e.scratch(parameter.size, parameter.dtype)
             count = 16 if parameter.dtype == "int16" else 8
-            for start in range(0, _EPILOGUE_LANES, count):
-                e.store(named[parameter.name], start, v.splat(value, count))
-        self.half = _half(pre_shift, "int32") if spec.form == "narrow" else None  # the rounding term that comes before
-        self.epilogue = Epilogue(kernel, named, permutes_bytes=False)
+            for start in range(0, parameter.size, count):
+                lane = value if str(value.ty.dtype) == parameter.dtype else T.Cast(parameter.dtype, value)
+                e.store(bound[parameter.name], start, v.splat(lane, count))
+        self.epilogue = Epilogue(kernel, {"output": buffers["output"], **bound}, permutes_bytes=False)
         self.place = Place(0, 0, 0, 0)
+
+    def _requantization(self, spec: Requantization, buffers: dict[str, Buffer], prefix: str) -> dict[str, Expr]:
+        pre_shift, multiplier, shift = (T.Bind(buffers[parameter.name][0]) for parameter in rounding_parameters(prefix))
+        if spec.form == "narrow":
+            self.half = _half(pre_shift, "int32")
+        rescale = T.Bind(T.min(T.shift_right(T.int32(1 << _WORD_BITS), shift & 31), T.int32((1 << _WORD_BITS) - 1)))
+        rounding = _half(shift, "int64" if spec.form == "exact64" else "int32")
+        return {"pre_shift": pre_shift, "multiplier": multiplier, "shift": shift, "rescale": rescale, "rounding": rounding}
+
+    def _addition(self, buffers: dict[str, Buffer], prefix: str) -> dict[str, Expr]:
+        names = ("pre_shift", "multiplier", "operand_pre_shift", "operand_multiplier")
+        return {name: T.Bind(buffers[parameter.name][0]) for name, parameter in zip(names, addition_parameters(prefix), strict=True)}
 
 
 def _half(shift: Expr, dtype: str) -> Expr:

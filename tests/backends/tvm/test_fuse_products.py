@@ -71,6 +71,23 @@ def _causal(a: Attention) -> list[fx.Node]:
     return [a.side_by_side(a.result(a.probabilities(a.scores()[1], mask)))]
 
 
+def _biased(a: Attention, shape: tuple[int, ...], dtype: torch.dtype, mask: fx.Node | None = None, first: bool = True) -> list[fx.Node]:
+    product = a.p.call("qc.matmul", a.heads(0), a.heads(1, transposed=True), 100, 120)
+    low, high = (0, 255) if dtype == torch.uint8 else (-20000, 20000)
+    bias = a.p.integers("bias", low, high, shape, dtype)
+    if first:
+        return [a.side_by_side(a.result(a.probabilities(a.p.add(product, bias, 155 * 155 * WIDTH, high, zero_points=(0, 118)), mask)))]
+    return [a.result(a.probabilities(a.p.add(bias, product, high, 155 * 155 * WIDTH, zero_points=(5, 0)), mask))]
+
+
+def _bias_of_heads(a: Attention) -> list[fx.Node]:
+    return _biased(a, (1, HEADS, TOKENS, TOKENS), torch.uint8)
+
+
+def _bias_of_keys(a: Attention) -> list[fx.Node]:
+    return _biased(a, (HEADS, 1, TOKENS), torch.int16, a.p.call("aten.ge:Scalar", a.mask_source, 50), first=False)
+
+
 def _scores_read_twice(a: Attention) -> list[fx.Node]:
     _, rounded = a.scores()
     return [a.result(a.probabilities(rounded)), rounded]
@@ -99,6 +116,8 @@ CASES: dict[str, tuple[Callable[[Attention], list[fx.Node]], tuple[int, int, int
     "before_linear": (_before_linear, (1, 0, 0)),
     "masked": (_masked, (1, 0, 0)),
     "causal": (_causal, (1, 0, 0)),
+    "bias_of_heads": (_bias_of_heads, (1, 0, 0)),
+    "bias_of_keys": (_bias_of_keys, (1, 0, 0)),
     "scores_read_twice": (_scores_read_twice, (0, 2, 0)),
     "accumulator_read_twice": (_accumulator_read_twice, (0, 2, 0)),
     "wide_probabilities": (_wide_probabilities, (0, 1, 0)),
@@ -141,10 +160,13 @@ def test_heads_lie_side_by_side_without_a_copy(integer_program: Any) -> None:
     assert not [step for step in plan.body if isinstance(step.kernel, ElementwiseKernel)]
 
 
-def test_too_much_stack(integer_program: Any, compile_for: Any, differences: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("build", [_plain, _bias_of_keys])
+def test_too_much_stack(
+    build: Callable[[Attention], list[fx.Node]], integer_program: Any, compile_for: Any, differences: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Attention falls apart into its kernels, and these into plain loops."""
     monkeypatch.setattr(products, "fits_stack", lambda kernel, name: False)
     attention = Attention(integer_program)
-    program = attention.p.finish(*_plain(attention))
+    program = attention.p.finish(*build(attention))
     assert _counts(planner.make_plan(program, target.resolve("x86-64-v3"))) == (0, 0, 2)
     assert not differences(program, compile_for(program, "x86-64-v3"), ["plain"], batches=(2,))
