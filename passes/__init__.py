@@ -39,6 +39,7 @@ PASSES: dict[str, str] = {
     "smooth-quant-bias": "qcompiler.passes.equalize.smooth_quant_bias:SmoothQuantBias",
     "reparameterize-layer-norm": "qcompiler.passes.equalize.reparameterize_layer_norm:ReparameterizeLayerNorm",
     "reparameterize-residual-norm": "qcompiler.passes.equalize.reparameterize_residual_norm:ReparameterizeResidualNorm",
+    "split-linear": "qcompiler.passes.equalize.split_linear:SplitLinear",
     "quantize": "qcompiler.passes.quantize.quantize:Quantize",
     "gptq": "qcompiler.passes.reconstruct.gptq:Gptq",
     "adaround": "qcompiler.passes.reconstruct.adaround:AdaRound",
