@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import fx
 
-from qcompiler.calibration.statistics import Observation, ObserverKind, ObserverSpec, StatisticRequest
+from qcompiler.calibration.statistics import Grouping, Observation, ObserverKind, ObserverSpec, StatisticRequest
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import edit
 from qcompiler.ir.program import Program
@@ -43,6 +43,7 @@ class Quantize(Pass):
         w: bits of the weights, 2..8, symmetric in [-(2^(w-1) - 1), 2^(w-1) - 1].
         a: bits of the activations, 2..8; unsigned and affine, or signed around 0 if ``symmetric``.
         observer: how the range of an activation is estimated over the calibration data.
+        groups: what becomes of group labels of calibration items (time steps, modalities), see ``ObserverSpec``.
         weight_observer: how the range of a weight is estimated from its numbers.
         per_channel: one scale for each output channel of a weight, else one for all of it.
         residual_bits: bits of the residual stream, which leads to normalizations (LayerNorm, RMSNorm); up to ``a``: as all others.
@@ -66,6 +67,7 @@ class Quantize(Pass):
     w: int = 8
     a: int = 8
     observer: ObserverKind = "mse"
+    groups: Grouping = "pooled"
     weight_observer: ObserverKind = "mse"
     symmetric: bool = False
     per_channel: bool = True
@@ -141,8 +143,8 @@ class Quantize(Pass):
     def _observer(self, bits: int) -> ObserverSpec:
         """Integers of more than 8 bits have room for everything that was seen."""
         if bits > _BYTE:
-            return ObserverSpec("min-max", bits=bits, symmetric=True)
-        return ObserverSpec(self.observer, bits=bits, symmetric=self.symmetric)
+            return ObserverSpec("min-max", bits=bits, symmetric=True, groups=self.groups)
+        return ObserverSpec(self.observer, bits=bits, symmetric=self.symmetric, groups=self.groups)
 
     # ---- types -----------------------------------------------------------------------------------------------------------------
 
