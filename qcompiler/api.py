@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from qcompiler import artifact
 from qcompiler.artifact import TestVector, Verification
 from qcompiler.calibration.data import CalibrationData, DataSource
 from qcompiler.capture import Model, capture
+from qcompiler.capture.dynamic import DynamicShapes
 from qcompiler.errors import CalibrationError, QCompilerError, TargetError
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.sizes import bind, concrete_shape, fits, shape_text
@@ -35,6 +37,7 @@ def quantize(
     options: Mapping[str, object] | None = None,
     *,
     passes: str | Sequence[Pass] | None = None,
+    allow_float: Sequence[str] = (),
     instruments: Sequence[Instrument] = (),
     progress: Progress | None = None,
 ) -> Program:
@@ -47,6 +50,8 @@ def quantize(
         recipe: name of a built-in recipe, or path of a ``.yaml`` file.
         options: replace options of the recipe, such as ``{"quantize.a": 8}``, or ``{"observer": "mse"}`` where that is unambiguous.
         passes: a pipeline, as text or as passes, in place of the recipe's.
+        allow_float: full names of ops ("aten.sin.default") that may stay in float, each between a dequantize and a quantize. The notes
+            list them, ``Program.islands`` names them. Ops that ``capture`` let through for this reason are allowed anyway.
         instruments: see ``qcompiler.pipeline.instruments``.
         progress: who is told; by default a bar where standard error is a terminal, else nobody.
 
@@ -56,7 +61,7 @@ def quantize(
         UnsupportedOpError: the model uses an op that cannot be quantized or lowered.
         VerificationError: a range cannot be proven; the message says of which layer and what to change.
     """
-    chosen = _passes(recipe, options or {}, passes)
+    chosen = _allowing(_passes(recipe, options or {}, passes), allow_float)
     data = CalibrationData(calibration_data, program.inputs)
     samples = data.samples()
     manager = PassManager(chosen, instruments=instruments, progress=progress or _default_progress())
@@ -67,10 +72,12 @@ def compile(
     model: Program | Model,
     example_inputs: torch.Tensor | Sequence[torch.Tensor] | None = None,
     *,
+    dynamic_shapes: DynamicShapes | None = None,
     calibration_data: DataSource | None = None,
     recipe: str | Path = "int8",
     options: Mapping[str, object] | None = None,
     passes: str | Sequence[Pass] | None = None,
+    allow_float: Sequence[str] = (),
     instruments: Sequence[Instrument] = (),
     target: str = "native",
     threads: int | None = None,
@@ -81,7 +88,8 @@ def compile(
 
     Args:
         model: a program, or what ``capture`` takes; unless it is an INTEGER program it is quantized first, which needs data.
-        example_inputs, calibration_data, recipe, options, passes, instruments, progress: as ``capture`` and ``quantize`` take them.
+        example_inputs, dynamic_shapes: as ``capture`` takes them.
+        calibration_data, recipe, options, passes, allow_float, instruments, progress: as ``quantize`` takes them.
         target: ``native`` (the best of this machine) or one of ``qcompiler targets``; it need not be one that this machine can run.
         threads: how many threads a call uses; None: as many as this process may run on.
         time_limit: seconds that a single kernel may take to compile.
@@ -92,13 +100,14 @@ def compile(
         Whatever ``capture`` and ``quantize`` raise.
     """
     backend, target = find_target(target)
-    program = model if isinstance(model, Program) else capture(model, example_inputs)
+    program = _captured(model, example_inputs, dynamic_shapes, allow_float)
     recipe_name = ""
     if program.stage is not Stage.INTEGER:
         recipe_name = load_recipe(recipe).name if passes is None else ""
         if calibration_data is None:
             raise CalibrationError(f"the program is at stage {program.stage.value}: give calibration_data, or quantize it first")
-        program = quantize(program, calibration_data, recipe, options, passes=passes, instruments=instruments, progress=progress)
+        given = {"passes": passes, "allow_float": allow_float, "instruments": instruments, "progress": progress}
+        program = quantize(program, calibration_data, recipe, options, **given)  # type: ignore[arg-type]  # as this function takes them
     if program.stage is not Stage.INTEGER:
         raise QCompilerError(f"the pipeline ends at stage {program.stage.value}: only an integer program has code; add 'lower-integer'")
     (progress or _default_progress()).say(f"generating code for target {target}")
@@ -220,16 +229,39 @@ def make_test_vectors(program: Program) -> tuple[TestVector, ...]:
 def _random_integers(spec: ValueSpec, generator: torch.Generator) -> torch.Tensor:
     """One sample over the whole range of the input's integers; zeros where the user gives integers, of unknown range."""
     shape = concrete_shape(spec.shape)
-    if spec.quantized is None:
-        return torch.zeros(shape, dtype=spec.dtype)
-    kind = spec.quantized.integer
-    return torch.randint(kind.low, kind.high + 1, shape, generator=generator).to(kind.dtype)
+    if spec.quantized is not None:
+        kind = spec.quantized.integer
+        return torch.randint(kind.low, kind.high + 1, shape, generator=generator).to(kind.dtype)
+    if spec.range is not None:
+        return torch.randint(spec.range.low, spec.range.high + 1, shape, generator=generator).to(spec.dtype)
+    return torch.zeros(shape, dtype=spec.dtype)
 
 
 def _passes(recipe: str | Path, options: Mapping[str, object], passes: str | Sequence[Pass] | None) -> list[Pass]:
     if passes is None:
         return load_recipe(recipe).passes(options)
     return override(parse_pipeline(passes) if isinstance(passes, str) else passes, options)
+
+
+def _allowing(passes: Sequence[Pass], allow_float: Sequence[str]) -> list[Pass]:
+    """The passes, those with an option ``allow_float`` with more ops in it."""
+    return [
+        replace(item, allow_float=tuple(dict.fromkeys([*item.options()["allow_float"], *allow_float])))  # type: ignore[call-arg,misc]  # it has
+        if allow_float and "allow_float" in item.options()
+        else item
+        for item in passes
+    ]
+
+
+def _captured(
+    model: Program | Model,
+    example_inputs: torch.Tensor | Sequence[torch.Tensor] | None,
+    dynamic_shapes: DynamicShapes | None,
+    allow_float: Sequence[str],
+) -> Program:
+    if isinstance(model, Program):
+        return model
+    return capture(model, example_inputs, dynamic_shapes=dynamic_shapes, allow_float=tuple(allow_float))
 
 
 def _check_inputs(specs: Sequence[ValueSpec], values: Sequence[torch.Tensor], *, integers: bool) -> None:
@@ -240,6 +272,7 @@ def _check_inputs(specs: Sequence[ValueSpec], values: Sequence[torch.Tensor], *,
         dtype = spec.quantized.integer.dtype if integers and spec.quantized else spec.dtype
         if not fits(spec.shape, value.shape) or value.dtype != dtype:
             raise QCompilerError(f"input '{spec.name}': expected {dtype} [{shape_text(spec.shape)}], got {value.dtype} {list(value.shape)}")
+        spec.check_range(value)
     bind(specs, [value.shape for value in values])
 
 

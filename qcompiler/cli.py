@@ -83,6 +83,9 @@ def compile_command(
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE.yaml", help="see 'qcompiler recipes'")] = "int8",
     passes: Annotated[str | None, typer.Option(metavar="TEXT", help="a pipeline in place of the recipe's")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="PASS.OPTION=VALUE", help="replace an option; may be repeated")] = None,
+    allow_float: Annotated[
+        list[str] | None, typer.Option(metavar="OP", help="an op that may stay in float, as aten.sin.default; may be repeated")
+    ] = None,
     target: Annotated[str, typer.Option(help="see 'qcompiler targets'")] = "native",
     dump_ir: Annotated[Path | None, typer.Option(metavar="DIR", help="write the graph after every pass")] = None,
     sqnr: Annotated[bool, typer.Option("--sqnr", help="measure what each pass loses, on a few calibration samples")] = False,
@@ -99,7 +102,7 @@ def compile_command(
 
     progress = progress_for(sys.stderr) if sys.stderr.isatty() else progress_for(sys.stdout)
     with _quiet_libraries(context.obj["verbose"]):
-        program = _capture(model, calibration)
+        program = _capture(model, calibration, tuple(allow_float or ()))
     data = open_data(calibration, program.inputs)
     instruments = _instruments(program, data, dump_ir, sqnr)
     module = api.compile(
@@ -108,6 +111,7 @@ def compile_command(
         recipe=recipe,
         options=options,
         passes=passes,
+        allow_float=allow_float or (),
         instruments=instruments,
         target=target,
         progress=progress,
@@ -117,9 +121,8 @@ def compile_command(
     if context.obj["verbose"]:
         _print_lines(f"{record.name}: {note}" for record in history for note in record.notes)
     _print_noise(instruments)
-    typer.echo(
-        f"{output}: {output.stat().st_size / 1e6:.2f} MB, target {module.target}, {_integer_ops(module.program)} integer ops, 0 float ops"
-    )
+    typer.echo(f"{output}: {output.stat().st_size / 1e6:.2f} MB, target {module.target}, {_ops(module.program)}")
+    _print_lines(note for record in history for note in record.notes if note.startswith("stays in float: "))
 
 
 @app.command()
@@ -277,17 +280,17 @@ def _check_names(recipe: str, passes: str | None, options: dict[str, str], targe
     find_target(target)
 
 
-def _capture(model: str, calibration: str) -> Program:
+def _capture(model: str, calibration: str, allow_float: tuple[str, ...] = ()) -> Program:
     from qcompiler import api
     from qcompiler.ir.program import Program
 
     if ":" not in model:
-        return api.capture(model)
+        return api.capture(model, allow_float=allow_float)
     made = _make_model(model)
     if isinstance(made, Program):
         return made
     module, example = made if isinstance(made, tuple) else (made, None)
-    return api.capture(module, _first_input(calibration) if example is None else example)
+    return api.capture(module, _first_input(calibration) if example is None else example, allow_float=allow_float)
 
 
 def _make_model(address: str) -> Any:
@@ -346,7 +349,7 @@ def _facts(path: Path, module: Module) -> Iterable[str]:
     yield f"{path}: {path.stat().st_size / 1e6:.2f} MB, target {module.target}{recipe}"
     for kind, specs in (("input", program.inputs), ("output", program.outputs)):
         yield from (f"{kind} {_describe(spec)}" for spec in specs)
-    yield f"{_integer_ops(program)} integer ops, {len(module.vectors)} test vectors"
+    yield f"{_ops(program)}, {len(module.vectors)} test vectors"
     for record in program.history:
         options = ", ".join(f"{key}={value}" for key, value in record.options.items())
         yield f"pass {record.name}{f' ({options})' if options else ''}{'' if record.modified else ': nothing to do'}"
@@ -375,8 +378,12 @@ def _save_arrays(path: Path, arrays: dict[str, torch.Tensor]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _integer_ops(program: Program) -> int:
-    return sum(node.op == "call_function" for node in program.graph.nodes)
+def _ops(program: Program) -> str:
+    """How many ops work on integers, and how many on floats: none but islands that the user allowed, each with its two conversions."""
+    from qcompiler.ir.verifier import integer_report
+
+    report = integer_report(program)
+    return f"{report.integer_ops} integer ops, {report.float_ops} float ops"
 
 
 def _print_lines(lines: Iterable[str]) -> None:

@@ -9,9 +9,17 @@ from torch import nn
 
 import qcompiler as qc
 from qcompiler import api
-from qcompiler.errors import ArtifactError, CalibrationError, QCompilerError, TargetError, UnknownNameError, VerificationError
+from qcompiler.errors import (
+    ArtifactError,
+    CalibrationError,
+    QCompilerError,
+    TargetError,
+    UnknownNameError,
+    UnsupportedOpError,
+    VerificationError,
+)
 from qcompiler.ir.program import Program
-from qcompiler.ir.types import Stage
+from qcompiler.ir.types import DynamicSize, Stage
 from qcompiler.pipeline.backend import CompiledProgram
 
 
@@ -228,3 +236,28 @@ def test_files_that_are_no_artifacts(tmp_path: Path) -> None:
 def test_unknown_target(quantized: Program) -> None:
     with pytest.raises(UnknownNameError, match="unknown target 'x86-64-v33': did you mean 'x86-64-v3'"):
         qc.compile(quantized, target="x86-64-v33")
+
+
+class Sentences(nn.Module):
+    """Ids to the mean of their rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Embedding(9, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.linear(torch.sinh(self.table(ids)).mean(1))
+        return result
+
+
+def test_islands_and_sizes_from_model_to_module(backend: InterpretingBackend) -> None:
+    ids = torch.arange(20).reshape(4, 5) % 9
+    shapes = {"ids": {1: DynamicSize("length", 1, 16)}}
+    with pytest.raises(UnsupportedOpError, match=r"allow_float=\(\"aten.sinh.default\",\)"):
+        qc.compile(Sentences().eval(), ids, calibration_data=[ids], dynamic_shapes=shapes)
+    module = qc.compile(Sentences().eval(), ids, calibration_data=[ids], dynamic_shapes=shapes, allow_float=["aten.sinh.default"])
+    assert module.program.islands == ("sinh_float",)
+    assert module(ids[:, :3]).shape == (4, 3)  # type: ignore[union-attr]  # one output
+    assert all(int(vector.inputs[0].max()) < 9 for vector in module.vectors)
+    with pytest.raises(QCompilerError, match=r"input 'ids' holds 9, but its integers must lie in \[0, 8\]"):
+        module(torch.full((1, 4), 9))

@@ -30,6 +30,12 @@ def branching():
             return x if x.sum() > 0 else -x
     return Branching().eval(), (torch.zeros(1, 3, 8, 8),)
 
+def with_sinh():
+    class Sinh(nn.Module):
+        def forward(self, x):
+            return torch.sinh(x)
+    return nn.Sequential(small(), Sinh(), nn.Linear(4, 4)).eval()
+
 def failing():
     raise RuntimeError("no\\nweights")
 """
@@ -86,7 +92,7 @@ def test_from_model_to_artifact_and_back(folder: Path, command: Command) -> None
     assert done.status == 0, done.err
     assert re.search(r"model.qca: .* MB, target x86-64-\S+, \d+ integer ops, 0 float ops", done.out)
     assert re.search(r"SQNR after lower-integer: \d\d\.\d dB", done.out)
-    assert (folder / "dump" / "00-input.txt").exists() and (folder / "dump" / "02-quantize.json").exists()
+    assert (folder / "dump" / "00-input.txt").exists() and (folder / "dump" / "04-quantize.json").exists()
 
     inspected = command("inspect", "model.qca")
     assert inspected.status == 0 and "recipe int8" in inspected.out and "pass lower-integer" in inspected.out
@@ -198,3 +204,13 @@ def test_help_is_quick_and_imports_no_torch() -> None:
     assert done.stdout.splitlines()[-1] == "False"
     for name in ("compile", "run", "inspect", "verify", "bench", "passes", "recipes", "targets"):
         assert f"  {name} " in done.stdout
+
+
+def test_an_op_that_may_stay_in_float(folder: Path, command: Command) -> None:
+    refused = command(*compile_arguments(model="my_models:with_sinh"))
+    assert refused.status == 1 and "aten.sinh.default" in refused.err and "allow_float" in refused.err
+    done = command(*compile_arguments(model="my_models:with_sinh"), "--allow-float", "aten.sinh.default")
+    assert done.status == 0, done.err
+    assert re.search(r"\d+ integer ops, 3 float ops", done.out) and "stays in float: 'sinh_float'" in done.out
+    verified = command("verify", "model.qca")
+    assert verified.status == 0 and "islands sinh_float" in verified.out

@@ -17,7 +17,7 @@ from qcompiler.ir import edit, elementwise
 from qcompiler.ir.edit import argument
 from qcompiler.ir.provenance import describe
 from qcompiler.ir.types import INT32, QuantizedType
-from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Unrounded, Value, unsupported
+from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Unrounded, Value, quotient, unsupported
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
 
@@ -62,10 +62,7 @@ def divide(lowering: Lowering, node: fx.Node) -> Value:
     x, count = lowering.activation(node.args[0], bits=32), _count(lowering, node)
     if x.zero_point != 0:
         raise unsupported(node, "its dividend has a zero point", "quantize it symmetrically")
-    name = f"{node.name}_accumulator"
-    bits = 30 - int(lowering.magnitude(x).max()).bit_length()
-    quotient = lowering.call(_qc.divide.default, x.node, count, max(bits, 0), name=name)
-    return lowering.accumulator(quotient, x.scale * 2.0 ** -max(bits, 0))
+    return quotient(lowering, node, x, count)
 
 
 def scaled(lowering: Lowering, node: fx.Node, factor: float) -> Value:

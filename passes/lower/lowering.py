@@ -26,6 +26,7 @@ from torch import fx
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
 from qcompiler import arithmetic
+from qcompiler.arithmetic.reciprocal import LARGEST_FRACTION
 from qcompiler.errors import UnsupportedOpError, VerificationError
 from qcompiler.ir import edit
 from qcompiler.ir.provenance import describe
@@ -278,3 +279,10 @@ def sizes_along(node: fx.Node, dims: Sequence[int]) -> int:
     if any(isinstance(size, torch.SymInt) for size in sizes):
         raise unsupported(node, "it reduces over the batch", "reduce over other dimensions")
     return math.prod(sizes)
+
+
+def quotient(lowering: Lowering, node: fx.Node, x: IntegerValue, count: fx.Node) -> IntegerValue:
+    """``x / count`` for counts of 1 at least, with all fraction bits that int32 and ``qc.divide`` have."""
+    bits = min(max(30 - int(lowering.magnitude(x).max()).bit_length(), 0), LARGEST_FRACTION)
+    result = lowering.call(_qc.divide.default, x.node, count, bits, name=f"{node.name}_quotient")
+    return lowering.accumulator(result, x.scale * 2.0**-bits)

@@ -11,7 +11,7 @@ from torch import fx
 from qcompiler.arithmetic.pooling import adaptive_windows
 from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
-from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Value, sizes_along, unsupported
+from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Value, quotient, sizes_along, unsupported
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
 
@@ -78,9 +78,12 @@ def adaptive_average_pool(lowering: Lowering, node: fx.Node) -> Value:
 
 
 def mean(lowering: Lowering, node: fx.Node) -> Value:
-    """The sum, with its scale divided by the number of elements."""
+    """The sum, with its scale divided by the number of elements; divided by it in integers where only the call knows the number."""
     source = argument(node, "self")
-    return _reduced(lowering, node, sizes_along(source, _dimensions(node, source)))
+    dims = _dimensions(node, source)
+    if 0 not in dims and any(isinstance(source.meta["val"].shape[dim], torch.SymInt) for dim in dims):
+        return _mean_of_any_length(lowering, node, dims)
+    return _reduced(lowering, node, sizes_along(source, dims))
 
 
 def total(lowering: Lowering, node: fx.Node) -> Value:
@@ -100,12 +103,25 @@ LOWERINGS: dict[object, LoweringFunction] = {
 }
 
 
-def _reduced(lowering: Lowering, node: fx.Node, divisor: int) -> Value:
+def _reduced(lowering: Lowering, node: fx.Node, divisor: int) -> IntegerValue:
     """Of integers of any width: whether the sum fits int32 is proven."""
     source = argument(node, "self")
     x, dims = lowering.activation(source, bits=32), _dimensions(node, source)
     summed = lowering.call(_qc.sum.default, x.node, dims, argument(node, "keepdim"), x.zero_point, name=f"{node.name}_accumulator")
     return lowering.accumulator(summed, x.scale.reshape(()) / divisor)
+
+
+def _mean_of_any_length(lowering: Lowering, node: fx.Node, dims: Sequence[int]) -> Value:
+    """``qc.divide`` of the sum by a sum of ones: one element of each place that is summed over, clamped to 1."""
+    total = _reduced(lowering, node, 1)
+    x = lowering.activation(argument(node, "self"), bits=32)
+    one = x.node
+    for dim, size in enumerate(x.node.meta["val"].shape):
+        if dim not in dims and dim > 0 and not isinstance(size, torch.SymInt) and size > 1:
+            one = lowering.call(_aten.slice.Tensor, one, dim, 0, 1, name=f"{node.name}_places")
+    ones = lowering.call(_qc.clamp.default, one, 1, 1, name=f"{node.name}_ones")
+    count = lowering.call(_qc.sum.default, ones, dims, argument(node, "keepdim"), 0, name=f"{node.name}_count")
+    return quotient(lowering, node, total, count)
 
 
 def _dimensions(node: fx.Node, source: fx.Node) -> list[int]:

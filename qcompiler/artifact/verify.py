@@ -26,13 +26,15 @@ class TestVector:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was proven: the number of integer ops (there are no others), and how many test vectors came out exactly."""
+    """What was proven: the number of integer ops (there are no others but in islands that the user allowed, which ``proof`` names), and how
+    many test vectors came out exactly."""
 
     integer_ops: int
     vectors: int
+    proof: str
 
     def __str__(self) -> str:
-        return f"integer-only: proven ({self.integer_ops} integer ops, 0 float ops); {self.vectors} test vectors: equal integers"
+        return f"{self.proof}; {self.vectors} test vectors: equal integers"
 
 
 def verify(program: Program, vectors: Sequence[TestVector], executable: Executable | None = None) -> Verification:
@@ -41,12 +43,12 @@ def verify(program: Program, vectors: Sequence[TestVector], executable: Executab
     Raises:
         VerificationError: a proof fails, or an integer differs; the message says which, and from where.
     """
-    prove_integer_only(program)
+    proof = prove_integer_only(program)
     for position, vector in enumerate(vectors):
         _compare(program, position, vector, program.run_integer(*vector.inputs), "the reference")
         if executable is not None:
             _compare(program, position, vector, executable.run_integer(*vector.inputs), "the compiled code")
-    return Verification(integer_report(program).integer_ops, len(vectors))
+    return Verification(integer_report(program).integer_ops, len(vectors), proof)
 
 
 def _compare(program: Program, position: int, vector: TestVector, outputs: Sequence[torch.Tensor], who: str) -> None:

@@ -19,7 +19,7 @@ from qcompiler.ir.builder import GraphBuilder
 from qcompiler.ir.edit import constant_value
 from qcompiler.ir.program import PassRecord, Program, ValueSpec
 from qcompiler.ir.provenance import Provenance
-from qcompiler.ir.stages import Target, target_names
+from qcompiler.ir.stages import Target, island_target, target_names, target_text
 from qcompiler.ir.text import FORMAT_VERSION, program_dict
 from qcompiler.ir.types import DynamicSize, IntegerRange, IntegerType, QuantizedType, SpecSize, Stage
 
@@ -82,18 +82,22 @@ def canonical_json(value: object) -> str:
 def _program(description: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Program:
     stage = Stage(description["stage"])
     inputs, outputs = (tuple(_spec(entry) for entry in description[name]) for name in ("inputs", "outputs"))
-    graph_module = _GraphReader(stage, inputs, tensors).read(description["nodes"])
-    history = tuple(_record(entry) for entry in description["history"])
     islands = tuple(_of(str, name) for name in description["islands"])
+    graph_module = _GraphReader(stage, inputs, tensors, islands).read(description["nodes"])
+    history = tuple(_record(entry) for entry in description["history"])
     return Program(graph_module, stage, inputs, outputs, history, islands)
+
+
+# The conversions at the border of a float island, which only a program with islands may hold.
+_SHORES: dict[str, Target] = {target_text(target): target for target in (torch.ops.qc.quantize.default, torch.ops.qc.dequantize.default)}
 
 
 class _GraphReader:
     """Builds the graph node by node; ``nodes`` are those read so far, by name."""
 
-    def __init__(self, stage: Stage, inputs: tuple[ValueSpec, ...], tensors: Mapping[str, torch.Tensor]) -> None:
-        self.stage, self.tensors = stage, tensors
-        self.targets = target_names(stage)
+    def __init__(self, stage: Stage, inputs: tuple[ValueSpec, ...], tensors: Mapping[str, torch.Tensor], islands: tuple[str, ...]) -> None:
+        self.stage, self.tensors, self.islands = stage, tensors, frozenset(islands)
+        self.targets = target_names(stage) | (_SHORES if islands else {})
         self.inputs = iter(inputs)
         self.builder = GraphBuilder()
         self.nodes: dict[str, fx.Node] = {}
@@ -141,14 +145,15 @@ class _GraphReader:
             return self.builder.attribute(name, entry["attribute"], provenance)
         if entry["op"] != "call":
             raise ArtifactError(f"the program's node '{name}' is of the unknown kind '{entry['op']}'")
-        target = self._target(entry["target"])
+        target = self._target(name, entry["target"])
         args, kwargs = self.argument(entry["args"]), self.keywords(target, entry["kwargs"])
         return self.builder.call(target, *args, name=name, provenance=provenance, **kwargs)
 
-    def _target(self, name: str) -> Target:
-        if name not in self.targets:
+    def _target(self, node: str, name: str) -> Target:
+        target = island_target(name) if node in self.islands else self.targets.get(name)
+        if target is None:
             raise ArtifactError(f"the program uses the op '{name}', which stage {self.stage.value} of this qcompiler does not know")
-        return self.targets[name]
+        return target
 
     def keywords(self, target: Target, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Keyword arguments; only names of the op's schema may become a part of the generated code."""

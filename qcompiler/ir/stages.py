@@ -165,6 +165,23 @@ def target_names(stage: Stage) -> dict[str, Target]:
     return {target_text(target): target for target in STAGES[stage].ops}
 
 
+def island_target(name: str) -> Target | None:
+    """The op of a float island by its full name: one of stage QDQ, or any aten op that only computes a tensor from tensors and numbers."""
+    known = target_names(Stage.QDQ).get(name)
+    parts = name.split(".")
+    if known is not None or len(parts) != 3 or parts[0] != "aten" or not all(part.isidentifier() for part in parts):
+        return known
+    packet = getattr(_aten, parts[1], None)
+    target = getattr(packet, parts[2], None)
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+        return None
+    arguments, results = target._schema.arguments, target._schema.returns
+    takes_text = any("str" in str(argument.type) for argument in arguments)
+    gives_tensor = len(results) == 1 and str(results[0].type) == "Tensor"
+    reads_tensor = bool(arguments) and str(arguments[0].type) == "Tensor"
+    return target if gives_tensor and reads_tensor and not takes_text else None
+
+
 def target_text(target: Target) -> str:
     """``aten.add.Tensor`` for an op, ``operator.getitem`` for the one Python function among the targets."""
     return str(target) if isinstance(target, torch._ops.OpOverload) else f"operator.{target.__name__}"
