@@ -192,11 +192,7 @@ def _declare_inputs(program: Program, lowering: Lowering) -> None:
     for node, spec in zip(placeholders, program.inputs, strict=True):
         node.meta.pop("quantized", None)
         if not node.meta["val"].is_floating_point():
-            lowering.bounds[node] = _filled(node, spec.range or _range_of(node.meta["val"].dtype))
-
-
-def _range_of(dtype: torch.dtype) -> IntegerRange:
-    return IntegerRange(0, 1) if dtype is torch.bool else IntegerRange(torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+            lowering.bounds[node] = _filled(node, spec.range or ranges.dtype_range(node.meta["val"].dtype))
 
 
 def _filled(node: fx.Node, interval: IntegerRange) -> ranges.Bounds:
