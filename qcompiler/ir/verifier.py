@@ -154,7 +154,7 @@ def _check_island(node: fx.Node, islands: frozenset[fx.Node], stage: Stage) -> N
         raise VerificationError(
             f"{describe(node)} is declared a float island, but is no op without side effects; keep it out of allow_float"
         )
-    _check_value(node, _signature(_signature(_evaluated(node))), "its op gives")
+    _check_value(node, _signature(_evaluated(node)), "its op gives")
     if stage is not Stage.INTEGER or node.target is _qc.quantize.default:
         return
     for user in node.users:
