@@ -104,7 +104,8 @@ def encoder_programs(model: nn.Module, inputs: tuple[Tensor, ...], quantize: str
 
 
 def plain(text: str) -> str:
-    """Without what the last bit of a float decides: digests, ranges, digits of scales past the fourth."""
+    """Without what the last bit of a float decides (digests, ranges, digits of scales past the fourth), and without options of passes."""
+    text = re.sub(r"^pass ([\w-]+)\{.*\} ", r"pass \1 ", text, flags=re.MULTILINE)
     text = re.sub(r" digest=\w+| range=\[[^]]*\]", "", text)
     return re.sub(r"\d+\.\d+(e-?\d+)?", lambda found: f"{float(found[0]):.4g}", text)
 
