@@ -125,7 +125,7 @@ def test_samples_must_be_independent(integer_program: Any) -> None:
 def test_op_without_a_kernel(integer_program: Any) -> None:
     p = integer_program()
     program = p.finish(p.call("aten.tril", p.input(None, 4)))
-    with pytest.raises(TargetError, match=r"no kernel for 'tril' \(aten.tril.default\) on target x86-64-v3; there are kernels for aten.cat"):
+    with pytest.raises(TargetError, match=r"no kernel for 'tril' \(aten.tril.default\) on target x86-64-v3; there are kernels for aten"):
         make_plan(program, TARGET)
 
 
