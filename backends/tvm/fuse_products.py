@@ -106,6 +106,7 @@ def _attention(softmax: fx.Node, tensors: Tensors, kept: Collection[fx.Node]) ->
     rounding, reader = argument(softmax, "x"), _only_user(softmax, kept)
     if not is_call(rounding, qc.requantize.default, qc.add.default) or _only_user(rounding, kept) is not softmax:
         return None
+    assert isinstance(rounding, fx.Node)  # a call
     scores = _scores(rounding)
     if scores is None or _only_user(scores, kept) is not rounding or not is_call(reader, qc.matmul.default):
         return None
@@ -120,7 +121,8 @@ def _attention(softmax: fx.Node, tensors: Tensors, kept: Collection[fx.Node]) ->
 def _scores(rounding: fx.Node) -> fx.Node | None:
     """The product that is rounded."""
     names = ("x",) if rounding.target is qc.requantize.default else ("a", "b")
-    return next((node for name in names if is_call(node := argument(rounding, name), qc.matmul.default)), None)
+    operands: list[fx.Node] = [argument(rounding, name) for name in names]
+    return next((node for node in operands if is_call(node, qc.matmul.default)), None)
 
 
 def _is_score_rounding(fusion: AttentionFusion, tensors: Tensors) -> bool:

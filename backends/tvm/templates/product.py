@@ -374,7 +374,7 @@ class Rounding:
         one = Activation(1, 1, _EPILOGUE_LANES, dtype)  # type: ignore[arg-type]  # an integer type
         self.half: Expr = None  # the rounding term that comes before
         if isinstance(spec, Add):
-            operand = dataclasses.replace(one, dtype=bias)
+            operand = dataclasses.replace(one, dtype=bias)  # type: ignore[arg-type]  # an integer type
             limits = (spec.zero_point_b, spec.shift, spec.zero_point, spec.low, spec.high)
             epilogue: Requantization | ResidualAdd = ResidualAdd(operand, False, *limits)
             values, bound = self._addition(buffers, prefix), {"operand": buffers["bias"]}
