@@ -1,7 +1,9 @@
 """``fuse-lookup``: two functions of 8-bit integers in a row, at least one of them a table, become one table.
 
-A table, a requantization of 8-bit integers and a clamp are all functions f: {256 integers} -> integers. The table of their
-composition is f2(f1(q)) for all 256 integers q, computed by the ops' own reference kernels: the integers stay the same.
+A table, a requantization of 8-bit integers, a clamp and a count of boundaries are all functions f: {256 integers} -> integers. The table of
+their composition is f2(f1(q)) for all 256 integers q, computed by the ops' own reference kernels: the integers stay the same. The
+integers between the two may have more than 8 bits: a GELU rounded to unequal steps is a table to 16 bits, a count of boundaries and a
+table of levels, and becomes one table.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from qcompiler.pipeline.contract import Exact
 from qcompiler.pipeline.rewrite import Site
 
 _qc = torch.ops.qc
-_FUNCTIONS: frozenset[edit.Target] = frozenset({_qc.lookup.default, _qc.requantize.default, _qc.clamp.default})
+_FUNCTIONS: frozenset[edit.Target] = frozenset({_qc.lookup.default, _qc.requantize.default, _qc.clamp.default, _qc.bucketize.default})
 _BYTES = (torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
 class FuseLookup(IntegerRewrite[Chain]):
-    """Compose a table with the table, requantization or clamp of 8-bit integers before or after it."""
+    """Compose a table with the table, requantization, clamp or count of boundaries before or after it, if the first reads 8 bits."""
 
     name: ClassVar = "fuse-lookup"
     promise: ClassVar = Exact()
@@ -33,7 +35,7 @@ class FuseLookup(IntegerRewrite[Chain]):
         found = chain(node, _FUNCTIONS, _FUNCTIONS)
         if found is None or _qc.lookup.default not in (found.first.target, found.second.target):
             return None
-        return found if _reads_bytes(found.first) and _reads_bytes(found.second) else None
+        return found if _reads_bytes(found.first) else None
 
     def check(self, match: Chain) -> str | None:
         for node in (match.first, match.second):
@@ -50,9 +52,16 @@ class FuseLookup(IntegerRewrite[Chain]):
         # [1, C, 1, 256]: parameters per channel broadcast as they do against NCHW.
         integers = torch.arange(limits.min, limits.max + 1).to(source.meta["val"].dtype).expand(1, channels, 1, 256)
         table = _applied(match.second, _applied(match.first, integers)).reshape(channels, 256)
-        quantized = match.second.meta["quantized"].integer
         constant = site.constant(f"{match.second.name}_table", table[0] if channels == 1 else table)
-        replace_integers(site, site.call(_qc.lookup.default, source, constant, quantized.bits, quantized.signed))
+        replace_integers(site, site.call(_qc.lookup.default, source, constant, *_bits(match.second)))
+
+
+def _bits(node: fx.Node) -> tuple[int, bool]:
+    """Bits and sign of what the function gives."""
+    if node.target is _qc.bucketize.default:
+        return int(edit.argument(node, "bits")), False
+    quantized = node.meta["quantized"].integer
+    return quantized.bits, quantized.signed
 
 
 def _reads_bytes(node: fx.Node) -> bool:

@@ -50,5 +50,6 @@ def chain(second: fx.Node, firsts: frozenset[edit.Target], seconds: frozenset[ed
 
 def replace_integers(site: Site, new: fx.Node) -> None:
     """Replace the site's node by one whose integers mean the same."""
-    new.meta["quantized"] = site.node.meta["quantized"]
+    if "quantized" in site.node.meta:  # codes mean nothing by themselves
+        new.meta["quantized"] = site.node.meta["quantized"]
     site.replace(new)

@@ -13,7 +13,7 @@ from qcompiler import arithmetic
 from qcompiler.ir import ranges
 from qcompiler.ir.builder import GraphBuilder
 from qcompiler.ir.program import Program, ValueSpec
-from qcompiler.ir.types import INT8, INT32, UINT8, IntegerType, QuantizedType, Stage
+from qcompiler.ir.types import INT8, INT16, INT32, UINT8, IntegerType, QuantizedType, Stage
 from qcompiler.pipeline.contract import Pass, PassContext, PassResult
 
 _qc = torch.ops.qc
@@ -42,8 +42,11 @@ class IntegerBuilder(GraphBuilder):
         return self._typed(self.call(_qc.clamp.default, x, low, high), kind.integer, kind.zero_point[0])
 
     def lookup(self, x: fx.Node, table: torch.Tensor) -> fx.Node:
-        integer = INT8 if table.dtype is torch.int8 else UINT8
-        return self._typed(self.call(_qc.lookup.default, x, self.constant("table", table), 8, integer.signed), integer, 0)
+        integer = {torch.int8: INT8, torch.int16: INT16}.get(table.dtype, UINT8)
+        return self._typed(self.call(_qc.lookup.default, x, self.constant("table", table), integer.bits, integer.signed), integer, 0)
+
+    def bucketize(self, x: fx.Node, *boundaries: int) -> fx.Node:
+        return self.call(_qc.bucketize.default, x, self.constant("boundaries", torch.tensor(boundaries, dtype=torch.int32)), 4)
 
     def widen(self, x: fx.Node) -> fx.Node:
         """int32 sums of 2x2 windows."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qcompiler.ir.types import INT8, UINT8
+from qcompiler.ir.types import INT8, INT16, UINT8
 from qcompiler.passes.optimize.fuse_lookup import FuseLookup
 
 BYTE, SIGNED = (0, 255), (-128, 127)
@@ -24,6 +24,9 @@ CHAINS = {
     "requantize for each channel, table": lambda b, x: b.lookup(
         b.requantize(x, torch.tensor([0.2, 0.5, 0.9]).reshape(3, 1, 1), (7, 3), BYTE), table(1)
     ),
+    "table of 16 bits, boundaries, levels": lambda b, x: b.lookup(
+        b.bucketize(b.lookup(x, table(0, dtype=torch.int16)), -20_000, -3, 500, 9_000), table(1, dtype=torch.int16)
+    ),
     "four in a row": lambda b, x: b.lookup(b.clamp(b.lookup(b.requantize(x, 0.7, (7, 3), BYTE), table(0)), 20, 90), table(1)),
 }
 
@@ -36,6 +39,11 @@ def test_one_table_gives_the_same_integers(builder, run_pass, all_bytes, ops, ca
     assert ops(after) == ["lookup"]
     x = all_bytes(integer.dtype)
     assert torch.equal(program.run_integer(x)[0], after.run_integer(x)[0])
+
+
+def test_boundaries_of_16_bits_stay(builder, run_pass) -> None:
+    codes = builder.bucketize(builder.start(INT16, 0), -500, 3, 700)
+    assert not run_pass(FuseLookup(), builder.program(builder.lookup(codes, table(1)))).modified
 
 
 def test_accumulators_are_no_index(builder, run_pass) -> None:
