@@ -252,14 +252,16 @@ TABLES: dict[str, Table] = {
 }
 
 
-def measured(name: str, table: Table, row: Row, arguments: argparse.Namespace) -> Figures:
-    """The figures of a row, from the file that an earlier run left or from a measurement."""
+def measured(name: str, table: Table, row: Row, arguments: argparse.Namespace) -> Figures | None:
+    """The figures of a row, from the file that an earlier run left or, where the row is asked for, from a measurement."""
     kept = arguments.results / name / f"{re.sub('[^a-z0-9]+', '-', row.name.lower())}.json"
     description = {"recipe": row.recipe, "options": dict(row.options), "passes": row.passes, "network": table.network}
     if kept.exists() and not arguments.again:
         document = json.loads(kept.read_text())
         if document["row"] == description:
             return dict(document["figures"])
+    if name not in arguments.tables or not re.search(arguments.rows, row.name):
+        return None
     start = time.perf_counter()
     figures = MEASURES[table.network](arguments.assets, row)
     console.print(f"{name}: {row.name}: {figures} in {time.perf_counter() - start:.0f} s", highlight=False)
@@ -268,11 +270,13 @@ def measured(name: str, table: Table, row: Row, arguments: argparse.Namespace) -
     return figures
 
 
-def markdown(table: Table, figures: Sequence[Figures]) -> str:
-    """The table with its title and remark."""
+def markdown(table: Table, figures: Sequence[Figures | None]) -> str:
+    """The table with its title and remark; rows without figures are left out."""
     headings = [heading for heading, _ in table.columns.values()]
     lines = [f"## {table.title}", "", "| | " + " | ".join(headings) + " |", "|---" * (len(headings) + 1) + "|"]
     for row, values in zip(table.rows, figures, strict=True):
+        if values is None:
+            continue
         cells = [format(values[key], form) for key, (_, form) in table.columns.items()]
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, *(["", table.remark] if table.remark else [])]) + "\n"
@@ -289,15 +293,17 @@ def main() -> None:
     """Measure what is asked for and write the document."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES))
+    parser.add_argument("--rows", default="", help="measure rows whose names this regular expression finds; others stay as measured before")
     parser.add_argument("--again", action="store_true", help="measure rows that were measured before")
     parser.add_argument("--assets", type=Path, default=ROOT.parent / "shared" / "assets")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "results")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results.md")
     arguments = parser.parse_args()
     parts = []
-    for name in arguments.tables:
-        table = TABLES[name]
-        parts.append(markdown(table, [measured(name, table, row, arguments) for row in table.rows]))
+    for name, table in TABLES.items():
+        figures = [measured(name, table, row, arguments) for row in table.rows]
+        if any(values is not None for values in figures):
+            parts.append(markdown(table, figures))
     arguments.output.write_text(INTRODUCTION + "\n".join(parts))
 
 
