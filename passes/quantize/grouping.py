@@ -14,7 +14,7 @@ rounded already, a score with its mask.
 
 Every other value is rounded. Its width is what its readers need. What a normalization reads, the sums that lead there, and normalized
 values that a sum reads are the residual stream: they are *wide*. Ops that multiply read *narrow* values. A value with readers of both
-kinds is rounded twice: to the wide type, and from there to the narrow one. A reduction or an output reads whichever there is.
+kinds is rounded twice: to the wide type, and from there to the narrow one. A reduction reads whichever there is, an output the wide one.
 
 For each width a value has a *representative*, the value whose statistics decide its parameters:
 
@@ -203,10 +203,16 @@ def _capable(roles: Roles) -> set[fx.Node]:
 
 
 def _widths(roles: Roles, capable: set[fx.Node]) -> dict[fx.Node, frozenset[Width]]:
-    """What the readers of each value want, the last value first; narrow where none of them minds."""
+    """What the readers of each value want, the last value first; narrow where none of them minds.
+
+    Where there is a residual stream the outputs of the program belong to it: nothing is lost at the border.
+    """
+    has_stream = any(node.target in NORMALIZATIONS for node in roles)
     widths: dict[fx.Node, frozenset[Width]] = {}
     for node in reversed(list(roles)):
         wanted = {_wanted(node, reader, widths) for reader in node.users} - {None}
+        if has_stream and any(reader.op == "output" for reader in node.users):
+            wanted.add(Width.WIDE)
         widths[node] = frozenset(width for width in wanted if width) if node in capable else _NARROW
         if not widths[node]:
             widths[node] = _NARROW

@@ -34,10 +34,12 @@ class Compiled:
         return Counter(str(node.target).rsplit(".", 1)[0] for node in calls)
 
     def steps_apart(self) -> float:
-        """Largest difference between QDQ and INTEGER, in steps of the (8-bit) output."""
+        """Largest difference between QDQ and INTEGER, in steps of the output; for one of 16 bits in 1/255 of its spread."""
         kind = self.integer.outputs[0].quantized
         assert kind is not None
-        return float(((self.qdq.run(*self.inputs)[0] - self.integer.run(*self.inputs)[0]).abs() / kind.scale[0]).max())
+        wanted, found = self.qdq.run(*self.inputs)[0], self.integer.run(*self.inputs)[0]
+        step = kind.scale[0] if kind.integer.bits <= 8 else float(wanted.max() - wanted.min()) / 255
+        return float((wanted - found).abs().max()) / step
 
 
 class _Keep(Instrument):
