@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
+import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
 from qcompiler.errors import PassError
 from qcompiler.ir import edit
 from qcompiler.ir.program import Program

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
 from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
 from qcompiler.ir.program import Program

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
 from qcompiler.ir import edit
 from qcompiler.passes.reconstruct.twins import TWINS, Dropping
 

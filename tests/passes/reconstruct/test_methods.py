@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -113,3 +115,8 @@ def test_options_out_of_range(text: str) -> None:
 def weights(program: Program, reference: Program) -> list[tuple[torch.Tensor, tuple[float, ...]]]:
     layers, _ = find_layers(program, reference)
     return [(layer.integers, layer.kind.scale) for layer in layers]
+
+
+def test_a_pass_can_be_the_first_thing_that_is_imported() -> None:
+    code = "from qcompiler.pipeline.registry import find_pass; find_pass('gptq')"
+    subprocess.run([sys.executable, "-c", code], check=True)
