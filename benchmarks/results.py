@@ -242,7 +242,9 @@ def _reconstruction_rows(weights: int, activations: int) -> tuple[Row, ...]:
 
 TABLES: dict[str, Table] = {
     "vit-8bit": Table("ViT on CIFAR-10, W8A8, 10,000 test images", "vit", NON_LINEAR_ROWS, VIT_COLUMNS),
-    "vit-spread-8bit": Table("The same after `spread_channels`", "vit-spread", NON_LINEAR_ROWS, VIT_COLUMNS),
+    "vit-spread-8bit": Table(
+        "ViT on CIFAR-10 after `spread_channels`, W8A8, 10,000 test images", "vit-spread", NON_LINEAR_ROWS, VIT_COLUMNS
+    ),
     "vit-spread-6bit": Table("ViT after `spread_channels`, W6A6, 2,000 images", "vit-spread-2000", _low_bit_rows(6), VIT_COLUMNS),
     "vit-spread-4bit": Table("ViT after `spread_channels`, W4A4, 2,000 images", "vit-spread-2000", _low_bit_rows(4), VIT_COLUMNS, AUTHORS),
     "vit-spread-variants": Table("Variants of recipe repq-vit-w4a4, same images", "vit-spread-2000", _variants(), VIT_COLUMNS),
