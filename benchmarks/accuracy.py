@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
 import tarfile
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 import qcompiler as qc
 from models import efficientnet_lite, resnet_cifar
+from qcompiler.pipeline.instruments import signal_to_noise
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 20
@@ -106,20 +106,19 @@ def quantize(task: Task, options: dict[str, str]) -> qc.Program:
 
 def measure(task: Task, program: qc.Program, images: Images) -> Accuracy:
     """Both networks on all images, batch by batch."""
-    counts, signal, noise = torch.zeros(3, dtype=torch.int64), 0.0, 0.0
-    for pixels, labels in zip(images.pixels.split(BATCH), images.labels.split(BATCH), strict=True):
+    logits: list[tuple[Tensor, Tensor]] = []
+    for pixels in images.pixels.split(BATCH):
         inputs = task.normalize(pixels)
         with torch.no_grad():
             expected = task.model(inputs)
         found = program(inputs)
         assert isinstance(found, Tensor)  # one output
-        right, wrong = expected.argmax(1), found.argmax(1)
-        counts += torch.stack([(right == labels).sum(), (wrong == labels).sum(), (right != wrong).sum()])
-        signal += float(expected.double().square().sum())
-        noise += float((found.double() - expected.double()).square().sum())
-    total = len(images.labels)
-    right_float, right_integer, differing = counts.tolist()
-    return Accuracy(total, right_float / total, right_integer / total, differing, 10 * math.log10(signal / noise))
+        logits.append((expected, found))
+    expected, found = (torch.cat(column) for column in zip(*logits, strict=True))
+    right, integer = expected.argmax(1), found.argmax(1)
+    float_top1, integer_top1 = (float((classes == images.labels).double().mean()) for classes in (right, integer))
+    noise = signal_to_noise([expected], [found])
+    return Accuracy(len(images.labels), float_top1, integer_top1, int((right != integer).sum()), noise)
 
 
 TASKS: dict[str, Callable[[Path], Task]] = {

@@ -1,10 +1,10 @@
 """What the recipes give on trained transformers, as integers: writes ``docs/results.md``.
 
-``PYTHONPATH=examples python benchmarks/results.py [--tables vit-8bit vit-ablation ...] [--again]``
+``PYTHONPATH=examples python benchmarks/results.py [--tables vit-8bit vit-w3a4 ...] [--rows REGEX] [--again]``
 
-Every row is a recipe with some of its options replaced. It is quantized, compiled for this machine and measured; the figures are
-kept in ``build/results``, so that a run that was cut short goes on where it was, and ``--again`` measures anew. Networks and data lie
-in ``../shared/assets`` beside the repository (``--assets``).
+Every row is a recipe with some of its options replaced, or a pipeline. It is quantized, compiled for this machine and measured; the
+figures are kept in ``build/results``, so that a run that was cut short goes on where it was, and ``--again`` measures anew. Networks
+and data lie in ``../shared/assets`` beside the repository (``--assets``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ import qcompiler as qc
 import sentences
 from models import vit
 from models.bert import load_minilm
+from qcompiler.pipeline.instruments import signal_to_noise
 
 ROOT = Path(__file__).resolve().parent.parent
 # What makes integers of a QDQ program in every recipe.
@@ -36,9 +36,9 @@ AUTHORS = (
     "For comparison, the fake quantization of RepQ-ViT's authors on the same images, which leaves softmax, GELU, LayerNorm and the "
     "residual stream in float: W8A8 75.95, W6A6 75.40, W4A4 74.15; plain layer-wise quantization 73.15, 42.10, 14.65; float 75.65."
 )
-VIT_CALIBRATION_IMAGES = 128
+VIT_CALIBRATION_IMAGES = 256
 VIT_BATCH = 16
-MINILM_CALIBRATION_PAIRS = 128
+MINILM_CALIBRATION_SENTENCES = 128
 console = Console(stderr=True)
 Figures = dict[str, float]
 
@@ -93,44 +93,62 @@ def load_vit(assets: Path, spread: bool) -> vit.VisionTransformer:
     return vit.spread_channels(model) if spread else model
 
 
-def measure_vit(assets: Path, row: Row, *, spread: bool, step: int) -> Figures:
-    """Top-1 on every ``step``-th test image, predictions that differ from float, signal-to-noise ratio of the logits."""
+@functools.cache
+def _vit_floats(assets: Path, spread: bool, step: int) -> tuple[Tensor, Tensor]:
+    """Logits of the float network on every ``step``-th test image, and the labels."""
     model = load_vit(assets, spread)
     pixels, labels = (values[::step] for values in vit_images(assets))
-    run = model if row.is_float else _compiled(model, (vit_calibration(assets)[0][:2],), vit_calibration(assets), row)
-    expected, found = [], []
-    with torch.no_grad():
-        for batch in pixels.split(250):
-            inputs = vit.normalize_cifar(batch)
-            expected.append(model(inputs))
-            found.append(run(inputs))
-    reference, logits = torch.cat(expected), torch.cat(found)
+    return _outputs(model, pixels), labels
+
+
+def measure_vit(assets: Path, row: Row, *, spread: bool, step: int) -> Figures:
+    """Top-1 on every ``step``-th test image, predictions that differ from float, signal-to-noise ratio of the logits."""
+    reference, labels = _vit_floats(assets, spread, step)
+    logits = reference
+    if not row.is_float:
+        data = vit_calibration(assets)
+        logits = _outputs(_compiled(load_vit(assets, spread), (data[0][:2],), data, row), vit_images(assets)[0][::step])
     right, predicted = reference.argmax(1), logits.argmax(1)
+    top1, top1_of_float = (100 * float((classes == labels).double().mean()) for classes in (predicted, right))
     return {
         "images": len(labels),
-        "top1": 100 * float((predicted == labels).double().mean()),
-        "loss": 100 * float((predicted == labels).double().mean() - (right == labels).double().mean()),
+        "top1": top1,
+        "loss": top1 - top1_of_float,
         "differ": int((right != predicted).sum()),
-        "sqnr": _decibels(reference, logits),
+        "sqnr": signal_to_noise([reference], [logits]),
     }
+
+
+def _outputs(run: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([run(vit.normalize_cifar(batch)) for batch in pixels.split(250)])
 
 
 # ---- sentence encoder ------------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _minilm_floats(assets: Path) -> tuple[float, Tensor]:
+    return sentences.spearman(load_minilm(), sentences.read_pairs(assets / "stsb" / "sts-test.csv"))
+
+
+def minilm_calibration(assets: Path) -> list[tuple[Tensor, Tensor]]:
+    """Ids and masks of every n-th training sentence."""
+    train = sentences.read_pairs(assets / "stsb" / "sts-train.csv").first
+    chosen = train[:: len(train) // MINILM_CALIBRATION_SENTENCES][:MINILM_CALIBRATION_SENTENCES]
+    return [(ids, mask) for _, ids, mask in sentences.token_batches(chosen, size=16)]
+
+
 def measure_minilm(assets: Path, row: Row) -> Figures:
     """Spearman's rank correlation on the 1,379 test pairs, and how far the embeddings are from the float ones."""
-    model = load_minilm()
-    pairs = sentences.read_pairs(assets / "stsb" / "sts-test.csv")
-    correlation, expected = sentences.spearman(model, pairs)
-    if row.is_float:
-        return {"pairs": len(pairs.scores), "spearman": correlation, "cosine": 1.0, "least": 1.0}
-    train = sentences.read_pairs(assets / "stsb" / "sts-train.csv")
-    step = len(train.first) // MINILM_CALIBRATION_PAIRS
-    data = [(ids, mask) for _, ids, mask in sentences.token_batches(train.first[::step][:MINILM_CALIBRATION_PAIRS], size=16)]
-    correlation, found = sentences.spearman(_compiled(model, data[0], data, row, dynamic=True), pairs)
+    correlation, expected = _minilm_floats(assets)
+    found = expected
+    if not row.is_float:
+        data = minilm_calibration(assets)
+        module = _compiled(load_minilm(), data[0], data, row, dynamic=True)
+        correlation, found = sentences.spearman(module, sentences.read_pairs(assets / "stsb" / "sts-test.csv"))
     cosines = torch.nn.functional.cosine_similarity(expected, found)
-    return {"pairs": len(pairs.scores), "spearman": correlation, "cosine": float(cosines.mean()), "least": float(cosines.min())}
+    return {"pairs": len(expected) // 2, "spearman": correlation, "cosine": float(cosines.mean()), "least": float(cosines.min())}
 
 
 def _compiled(model: torch.nn.Module, example: tuple[Tensor, ...], data: Sequence[object], row: Row, *, dynamic: bool = False) -> qc.Module:
@@ -139,11 +157,6 @@ def _compiled(model: torch.nn.Module, example: tuple[Tensor, ...], data: Sequenc
     program = qc.capture(model, example, dynamic_shapes=shapes)
     passes = f"canonicalize,{row.passes},{LOWERING}" if row.passes is not None else None
     return qc.compile(qc.quantize(program, data, recipe=row.recipe or "int8", options=row.options, passes=passes))
-
-
-def _decibels(reference: Tensor, found: Tensor) -> float:
-    noise = float((found.double() - reference.double()).square().sum())
-    return math.inf if noise == 0 else 10 * math.log10(float(reference.double().square().sum()) / noise)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------------------
