@@ -8,7 +8,7 @@ With d = max(x) - x, an exponential e of 15 bits in one of three forms, S = sum(
 
     f = (S << (31 - b)) >> 16                 in [2^14, 2^15)
     y = 47747 - f;  twice  y = (y * (65536 - ((f * y) >> 14))) >> 15        y ~ 2^29 / f
-    p = clamp((((e * y) >> 15) * L + 2^(b-2)) >> (b - 1), 0, L)             ~ L * e / S
+    p = clamp((((((e * y) >> 15) * L) >> 1) + 2^(b-3)) >> (b - 2), 0, L)    ~ L * e / S, rounded to nearest
 
 Every intermediate fits int32 for rows of at most 65,536 elements: e <= 2^15 - 1, y <= 2^15 + 2, and L <= 2^16 - 1. Elements that a mask
 drops do not enter the maximum and have e = 0. ``shiftmax`` (I-ViT) and ``i-softmax`` (I-BERT) are the papers' own functions.
@@ -140,6 +140,6 @@ def _probabilities(exponentials: Tensor, bits: int) -> Tensor:
     length = bit_length(total).to(torch.int32)
     reciprocal = newton_reciprocal((total.to(torch.int64) << (31 - length) >> 16).to(torch.int32))
     high = (1 << bits) - 1
-    scaled = ((exponentials * reciprocal) >> 15) * high
-    rounded = (scaled + (torch.ones_like(length) << (length - 2))) >> (length - 1)
+    halved = (((exponentials * reciprocal) >> 15) * high) >> 1  # the rounding term would not fit beside the whole
+    rounded = (halved + (torch.ones_like(length) << (length - 3))) >> (length - 2)
     return rounded.clamp(0, high)

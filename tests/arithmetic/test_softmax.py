@@ -45,6 +45,15 @@ def test_equals_the_formula_on_unbounded_integers(row: list[int], scale: float, 
     assert softmax(torch.tensor(row, dtype=torch.int8), table, None, "table", [], bits).tolist() == expected
 
 
+@pytest.mark.parametrize("far", range(16, 4096, 255))
+def test_sixteen_bits_of_a_row_whose_sum_is_just_above_a_power_of_two(far: int) -> None:
+    """The largest product of the formula and the largest rounding term come together there."""
+    table = exponential_table(0.1)
+    row = [0] * far + [-127] * (4096 - far)
+    found = softmax(torch.tensor(row, dtype=torch.int8), table, None, "table", [], 16)
+    assert found.tolist() == softmax_of_unbounded_integers(row, table.tolist(), 16)
+
+
 @pytest.mark.parametrize("length", [1, 2, 17, 197, 4096])
 def test_error_stays_close_to_half_a_step(length: int) -> None:
     x = torch.randint(0, 256, (64, length), dtype=torch.uint8, generator=torch.Generator().manual_seed(length))

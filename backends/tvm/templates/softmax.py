@@ -60,14 +60,14 @@ class SoftmaxRows:
         bits = T.Bind(32 - T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id("llvm.ctlz"), total, T.bool(False), dtype="int32"))
         f = T.Bind(T.shift_right(T.shift_left(total, 31 - bits), 16))
         y = v.splat(x.newton_reciprocal(f), row.lanes)
-        shift = v.splat(T.Bind(bits - 1), row.lanes)
-        rounding = v.splat(T.Bind(T.shift_left(T.int32(1), bits - 2)), row.lanes)
+        shift = v.splat(T.Bind(bits - 2), row.lanes)
+        rounding = v.splat(T.Bind(T.shift_left(T.int32(1), bits - 3)), row.lanes)
         high = (1 << self._operation.bits) - 1
 
         def step(at: Expr, rest: Expr | None) -> None:
             part = x.shift_right(T.Bind(e.load(exponentials, at, row.lanes) * y), 15)
-            scaled = T.Bind(part * v.like(part, high) + rounding)
-            row.store(at, rest, v.clamp(T.Bind(T.shift_right(scaled, shift)), 0, high))
+            halved = x.shift_right(T.Bind(part * v.like(part, high)), 1)
+            row.store(at, rest, v.clamp(T.Bind(T.shift_right(T.Bind(halved + rounding), shift)), 0, high))
 
         row.over(step)
 
