@@ -31,7 +31,7 @@ from qcompiler.pipeline.instruments import signal_to_noise
 
 ROOT = Path(__file__).resolve().parent.parent
 # What makes integers of a QDQ program in every recipe.
-LOWERING = "lower-integer,merge-requantize,fuse-clamp,fuse-lookup,fuse-clamp,fuse-lookup"
+LOWERING = "lower-integer,optimize"
 AUTHORS = (
     "For comparison, the fake quantization of RepQ-ViT's authors on the same images, which leaves softmax, GELU, LayerNorm and the "
     "residual stream in float: W8A8 75.95, W6A6 75.40, W4A4 74.15; plain layer-wise quantization 73.15, 42.10, 14.65; float 75.65."

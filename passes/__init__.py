@@ -47,6 +47,7 @@ PASSES: dict[str, str] = {
     "adaquant": "qcompiler.passes.reconstruct.adaquant:AdaQuant",
     "tune-bias": "qcompiler.passes.reconstruct.tune_bias:TuneBias",
     "lower-integer": "qcompiler.passes.lower.lower_integer:LowerInteger",
+    "optimize": "qcompiler.passes.optimize.optimize:Optimize",
     "merge-requantize": "qcompiler.passes.optimize.merge_requantize:MergeRequantize",
     "fuse-clamp": "qcompiler.passes.optimize.fuse_clamp:FuseClamp",
     "fuse-lookup": "qcompiler.passes.optimize.fuse_lookup:FuseLookup",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from qcompiler.errors import PassError
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
 from qcompiler.passes.canonicalize.collect_masks import CollectMasks
@@ -35,7 +34,7 @@ from qcompiler.passes.canonicalize.raise_softmax import RaiseSoftmax
 from qcompiler.passes.canonicalize.remove_identities import RemoveIdentities
 from qcompiler.passes.canonicalize.sink_reshapes import SinkReshapes
 from qcompiler.pipeline.contract import Equivalent, Pass, PassContext, PassResult
-from qcompiler.pipeline.rewrite import LEFT_ALONE
+from qcompiler.pipeline.fixpoint import run_to_fixpoint
 
 # Each pass makes work for later ones. Activations are recognized before their constants are folded into layers.
 STEPS: tuple[Pass, ...] = (
@@ -67,9 +66,6 @@ STEPS: tuple[Pass, ...] = (
     NormalizePooling(),
 )
 
-# Every step removes an op, or brings it nearer to its one form; real models settle within four rounds.
-MOST_ROUNDS = 32
-
 
 @dataclass(frozen=True)
 class Canonicalize(Pass):
@@ -81,17 +77,4 @@ class Canonicalize(Pass):
     promise: ClassVar = Equivalent(1e-4)
 
     def run(self, program: Program, context: PassContext) -> PassResult:
-        before, done = program, []
-        for _ in range(MOST_ROUNDS):
-            results = []
-            for step in STEPS:
-                results.append((step.name, step.run(program, context)))
-                program = results[-1][1].program
-            notes = [(name, note) for name, result in results for note in result.notes]
-            done += [f"{name}: {note}" for name, note in notes if LEFT_ALONE not in note]
-            if not any(result.modified for _, result in results):
-                declined = [f"{name}: {note}" for name, note in notes if LEFT_ALONE in note]
-                return PassResult(program, program is not before, (*done, *declined))
-        raise PassError(
-            f"the steps undo each other: no fixpoint after {MOST_ROUNDS} rounds ({'; '.join(done[-3:])}); please report the model"
-        )
+        return run_to_fixpoint(STEPS, program, context)
