@@ -16,7 +16,7 @@ from qcompiler.pipeline.fixpoint import run_to_fixpoint
 
 @dataclass(frozen=True)
 class Optimize(Pass):
-    """The passes of this folder to their common fixpoint; the options are those of ``merge-requantize``, the only one that changes numbers."""
+    """The passes of this folder to their common fixpoint. Options: those of ``merge-requantize``, which alone changes numbers."""
 
     name: ClassVar = "optimize"
     takes: ClassVar = Stage.INTEGER

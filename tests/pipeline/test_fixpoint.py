@@ -37,13 +37,13 @@ class Swap(Pass):
         return PassResult(copied, modified=True, notes=(f"{len(found)} calls",))
 
 
-def test_ends_when_a_round_finds_nothing(small_program) -> None:
+def test_ends_when_a_round_finds_nothing(small_program: Program) -> None:
     result = run_to_fixpoint((Swap(),), small_program, PassContext())
     assert result.modified and result.notes == ("swap: 1 calls",)
     assert not run_to_fixpoint((Swap(),), result.program, PassContext()).modified
 
 
-def test_steps_that_undo_each_other_are_an_error(small_program) -> None:
+def test_steps_that_undo_each_other_are_an_error(small_program: Program) -> None:
     back = Swap(torch.ops.aten.abs.default, torch.ops.aten.relu.default)
     with pytest.raises(PassError, match=f"no fixpoint after {MOST_ROUNDS} rounds \\(swap: 1 calls"):
         run_to_fixpoint((Swap(), back), small_program, PassContext())
