@@ -3,7 +3,7 @@
     s (W x + b) + t = (s W) x + (s b + t),        W (s x + t) + b = (W s) x + (b + W t)
 
 for a number or one constant per channel of the layer. The second form needs t = 0 where the layer pads. Algebra and conditions stand
-in ``layers.py``.
+in ``affine.py``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,16 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
+from qcompiler.ir.layers import is_layer
 from qcompiler.ir.types import Stage
-from qcompiler.passes.canonicalize import layers
-from qcompiler.passes.canonicalize.layers import ChannelAffine
+from qcompiler.passes.canonicalize.affine import (
+    ChannelAffine,
+    constant_affine,
+    fold_after,
+    fold_before,
+    reason_not_after,
+    reason_not_before,
+)
 from qcompiler.pipeline.contract import Equivalent
 from qcompiler.pipeline.rewrite import RewritePass
 
@@ -35,19 +42,19 @@ class FoldAffine(RewritePass[ChannelAffine]):
 
     def match(self, node: fx.Node) -> ChannelAffine | None:
         affine = _as_affine(node)
-        beside_layer = affine is not None and any(layers.is_layer(other) for other in (affine.source, *node.users))
+        beside_layer = affine is not None and any(is_layer(other) for other in (affine.source, *node.users))
         return affine if beside_layer else None
 
     def check(self, match: ChannelAffine) -> str | None:
-        not_after = layers.reason_not_after(match)
-        not_before = None if not_after is None else layers.reason_not_before(match)
+        not_after = reason_not_after(match)
+        not_before = None if not_after is None else reason_not_before(match)
         return None if not_before is None else f"{not_after}, and {not_before}"
 
     def rewrite(self, graph_module: fx.GraphModule, match: ChannelAffine) -> None:
-        if layers.reason_not_after(match) is None:
-            layers.fold_after(graph_module, match, self.name)
+        if reason_not_after(match) is None:
+            fold_after(graph_module, match, self.name)
         else:
-            layers.fold_before(graph_module, match, self.name)
+            fold_before(graph_module, match, self.name)
 
 
 def _as_affine(node: fx.Node) -> ChannelAffine | None:
@@ -59,5 +66,5 @@ def _as_affine(node: fx.Node) -> ChannelAffine | None:
     if not isinstance(source, fx.Node) or source.op == "get_attr" or constant is None:
         return None
     if edit.is_call(node, _aten.mul.Tensor):
-        return layers.constant_affine(node, source, constant, torch.zeros(()))
-    return layers.constant_affine(node, source, torch.ones(()), constant)
+        return constant_affine(node, source, constant, torch.zeros(()))
+    return constant_affine(node, source, torch.ones(()), constant)

@@ -7,9 +7,9 @@ In this order:
 1. *After a layer* (convolution, transposed convolution, linear) whose result nobody else reads: (s W) x + (s b + t).
 2. *Before a layer* that alone reads it: (W s) x + (b + W t). Not where the layer pads and t is not zero, since padding inserts zeros
    behind the batch norm and not t.
-3. Alone: a depthwise 1x1 convolution with weight s and bias t, so that later passes meet only layers.
+3. Alone: a depthwise 1x1 convolution with weight s and bias t, so that later passes meet only channels.
 
-The algebra per layer stands in ``layers.py``.
+The algebra per layer stands in ``affine.py``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,13 @@ from torch import fx
 
 from qcompiler.ir import edit
 from qcompiler.ir.types import Stage
-from qcompiler.passes.canonicalize import layers
-from qcompiler.passes.canonicalize.layers import ChannelAffine
+from qcompiler.passes.canonicalize.affine import (
+    ChannelAffine,
+    fold_after,
+    fold_before,
+    reason_not_after,
+    reason_not_before,
+)
 from qcompiler.pipeline.contract import Equivalent
 from qcompiler.pipeline.rewrite import RewritePass, Site
 
@@ -55,13 +60,13 @@ class FoldBatchNorm(RewritePass[fx.Node]):
 
     def rewrite(self, graph_module: fx.GraphModule, match: fx.Node) -> str | None:
         affine = as_affine(match)
-        not_after = layers.reason_not_after(affine)
+        not_after = reason_not_after(affine)
         if not_after is None:
-            layers.fold_after(graph_module, affine, self.name)
+            fold_after(graph_module, affine, self.name)
             return None
-        not_before = layers.reason_not_before(affine)
+        not_before = reason_not_before(affine)
         if not_before is None:
-            layers.fold_before(graph_module, affine, self.name)
+            fold_before(graph_module, affine, self.name)
             return None
         self._as_depthwise(graph_module, affine)
         return f"became a depthwise convolution: {not_after}, and {not_before}"

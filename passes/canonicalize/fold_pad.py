@@ -21,7 +21,6 @@ from torch import fx
 
 from qcompiler.ir import edit
 from qcompiler.ir.types import Stage
-from qcompiler.passes.canonicalize.layers import set_argument
 from qcompiler.pipeline.contract import Equivalent
 from qcompiler.pipeline.rewrite import RewritePass, Site
 
@@ -73,7 +72,7 @@ class FoldPad(RewritePass[fx.Node]):
         pad = match.args[0]
         assert isinstance(pad, fx.Node)  # match saw that it is one
         total = [own + extra for own, extra in zip(_padding(match), _amounts(pad, match)[0], strict=True)]
-        set_argument(match, "padding", total)
+        edit.set_argument(match, "padding", total)
         match.replace_input_with(pad, pad.args[0])  # type: ignore[arg-type]  # constant_pad_nd works on a tensor
         match.meta["provenance"] = match.meta["provenance"].then(self.name)
 

@@ -17,7 +17,6 @@ from torch import fx
 
 from qcompiler.ir import edit
 from qcompiler.ir.types import Stage
-from qcompiler.passes.canonicalize.layers import is_constant
 from qcompiler.pipeline.contract import Exact
 from qcompiler.pipeline.rewrite import RewritePass, Site
 
@@ -48,7 +47,7 @@ class NormalizeIndex(RewritePass[fx.Node]):
         if not edit.is_call(match, _aten.index_select.default, _aten.index.Tensor):
             return None
         table = match.args[0]
-        if not is_constant(table) or table.meta["val"].ndim != 2:
+        if not edit.is_constant(table) or table.meta["val"].ndim != 2:
             return "what it indexes is not a constant matrix"
         rows = edit.argument(match, "dim") == 0 if edit.is_call(match, _aten.index_select.default) else len(match.args[1]) == 1  # type: ignore[arg-type]
         return None if rows else "it does not select whole rows"

@@ -16,7 +16,6 @@ from torch import fx
 
 from qcompiler.ir import edit
 from qcompiler.ir.types import Stage
-from qcompiler.passes.canonicalize.layers import is_constant
 from qcompiler.pipeline.contract import Equivalent
 from qcompiler.pipeline.rewrite import RewritePass, Site
 
@@ -34,13 +33,13 @@ class NormalizeLinear(RewritePass[fx.Node]):
 
     def match(self, node: fx.Node) -> fx.Node | None:
         if edit.is_call(node, _aten.addmm.default):
-            return node if is_constant(node.args[2]) else None
-        return node if edit.is_call(node, _aten.mm.default, _aten.matmul.default) and is_constant(node.args[1]) else None
+            return node if edit.is_constant(node.args[2]) else None
+        return node if edit.is_call(node, _aten.mm.default, _aten.matmul.default) and edit.is_constant(node.args[1]) else None
 
     def check(self, match: fx.Node) -> str | None:
         if edit.is_call(match, _aten.addmm.default):
             bias = match.args[0]
-            return None if is_constant(bias) and bias.meta["val"].ndim == 1 else "what it adds is not a constant vector"
+            return None if edit.is_constant(bias) and bias.meta["val"].ndim == 1 else "what it adds is not a constant vector"
         rank = match.args[1].meta["val"].ndim  # type: ignore[union-attr]  # match saw that it is a node
         return None if rank == 2 else f"its constant has {rank} dimensions, not 2"
 

@@ -15,7 +15,6 @@ from torch import fx
 
 from qcompiler.ir import edit
 from qcompiler.ir.types import Stage
-from qcompiler.passes.canonicalize.layers import is_constant
 from qcompiler.pipeline.contract import Equivalent
 from qcompiler.pipeline.rewrite import RewritePass, Site
 
@@ -47,7 +46,7 @@ class OneDToTwoD(RewritePass[fx.Node]):
         if match.meta["val"].ndim != 3:
             return f"its input has {match.meta['val'].ndim} dimensions, not 3"
         names = [parameter.name for parameter in match.target._schema.arguments]  # type: ignore[union-attr]  # an op overload
-        constant = "weight" not in names or is_constant(edit.argument(match, "weight"))
+        constant = "weight" not in names or edit.is_constant(edit.argument(match, "weight"))
         return None if constant else "its weight is computed"
 
     def rewrite(self, graph_module: fx.GraphModule, match: fx.Node) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import fx
@@ -57,6 +58,18 @@ def power(value: object, exponent: float) -> fx.Node | None:
         return _node(node.args[0])
     node = node_of(value, roots[exponent]) if exponent in roots else None
     return None if node is None else _node(node.args[0])
+
+
+def over_square_root(node: fx.Node) -> Iterator[tuple[object, fx.Node]]:
+    """(a, r) for each reading of ``node`` as a / sqrt(r), written as a quotient or as a product with rsqrt(r)."""
+    product, quotient = binary(node, _aten.mul.Tensor), binary(node, _aten.div.Tensor)
+    for numerator, factor in (product, product[::-1]) if product is not None else ():
+        radicand = power(factor, -0.5)
+        if radicand is not None:
+            yield numerator, radicand
+    radicand = power(quotient[1], 0.5) if quotient is not None else None
+    if quotient is not None and radicand is not None:
+        yield quotient[0], radicand
 
 
 def reduced(value: object, target: edit.Target, rank_of: fx.Node) -> tuple[fx.Node, list[int]] | None:

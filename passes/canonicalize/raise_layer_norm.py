@@ -78,16 +78,11 @@ def _constant(site: Site, value: Any, name: str) -> Any:
 
 def _written_out(node: fx.Node) -> Norm | None:
     """Case 1."""
-    product = patterns.binary(node, _aten.mul.Tensor)
-    for centred, factor in (product, product[::-1]) if product is not None else ():
-        norm = _normalized(node, centred, patterns.power(factor, -0.5))
-        if norm is not None:
-            return norm
-    quotient = patterns.binary(node, _aten.div.Tensor)
-    return None if quotient is None else _normalized(node, quotient[0], patterns.power(quotient[1], 0.5))
+    readings = (_normalized(node, numerator, radicand) for numerator, radicand in patterns.over_square_root(node))
+    return next((norm for norm in readings if norm is not None), None)
 
 
-def _normalized(node: fx.Node, centred: object, shifted: object) -> Norm | None:
+def _normalized(node: fx.Node, centred: object, shifted: fx.Node) -> Norm | None:
     """The norm where ``centred`` is x - mean(x), times a weight or not, and ``shifted`` its mean square plus eps."""
     centred, weight = patterns.without_weight(centred)
     sum_, difference = patterns.plus_number(shifted), patterns.binary(centred, _aten.sub.Tensor)

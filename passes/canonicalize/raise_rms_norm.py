@@ -72,16 +72,11 @@ def _without_epsilon(node: fx.Node) -> Norm | None:
 
 def _written_out(node: fx.Node) -> Norm | None:
     """Case 1."""
-    product = patterns.binary(node, _aten.mul.Tensor)
-    for source, factor in (product, product[::-1]) if product is not None else ():
-        norm = _normalized(node, source, patterns.power(factor, -0.5))
-        if norm is not None:
-            return norm
-    quotient = patterns.binary(node, _aten.div.Tensor)
-    return None if quotient is None else _normalized(node, quotient[0], patterns.power(quotient[1], 0.5))
+    readings = (_normalized(node, numerator, radicand) for numerator, radicand in patterns.over_square_root(node))
+    return next((norm for norm in readings if norm is not None), None)
 
 
-def _normalized(node: fx.Node, source: object, shifted: object) -> Norm | None:
+def _normalized(node: fx.Node, source: object, shifted: fx.Node) -> Norm | None:
     """The norm where ``shifted`` is ``mean(x²) + eps`` and ``source`` is x, times a weight or not."""
     source, weight = patterns.without_weight(source)
     sum_ = patterns.plus_number(shifted)

@@ -31,7 +31,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from qcompiler.ir import edit
-from qcompiler.passes.equalize.weights import CHANNEL_AXIS, Layer, as_layer
+from qcompiler.ir.layers import CHANNEL_AXIS, Layer, as_layer
 
 _aten = torch.ops.aten
 

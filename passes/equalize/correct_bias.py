@@ -24,10 +24,10 @@ from torch.fx.node import map_arg
 from qcompiler.calibration.data import CalibrationData
 from qcompiler.errors import CalibrationError, PassError
 from qcompiler.ir import edit
+from qcompiler.ir.layers import CHANNEL_AXIS
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
 from qcompiler.ir.types import Stage
-from qcompiler.passes.equalize.weights import CHANNEL_AXIS, set_constant
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult, Promise
 from qcompiler.pipeline.rewrite import LEFT_ALONE
 
@@ -152,7 +152,7 @@ class _Correction:
         axis = CHANNEL_AXIS[node.target]  # type: ignore[index]  # an op overload
         surplus = (_channel_mean(self._values[node], axis) - self._means[node.name]).float()
         corrected = -surplus if constant is None else constant - surplus
-        set_constant(self._graph_module, node, "bias", corrected, f"{node.name}_bias", self._made_by)
+        edit.set_constant(self._graph_module, node, "bias", corrected, f"{node.name}_bias", self._made_by)
         column = surplus.reshape(-1, *[1] * (-axis - 1))
         self._values[node] = [value - column for value in self._values[node]]
         return f"{node.name}: means were off by up to {float(surplus.abs().max()):.3g}"

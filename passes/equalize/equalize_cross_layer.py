@@ -18,10 +18,10 @@ import torch
 
 from qcompiler.calibration.statistics import Observation, ObserverSpec
 from qcompiler.errors import CalibrationError
+from qcompiler.ir.layers import as_layer
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
 from qcompiler.passes.equalize.migration import Affine, MigrationPass, Source, layer_sources
-from qcompiler.passes.equalize.weights import as_layer
 from qcompiler.pipeline.contract import Equivalent, PassContext, Promise
 
 # A round whose largest factor is nearer to 1 than this ends the iteration.

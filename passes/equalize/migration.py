@@ -18,10 +18,10 @@ from torch import fx
 
 from qcompiler.calibration.statistics import Observation, ObserverSpec, StatisticRequest
 from qcompiler.ir import edit
+from qcompiler.ir.layers import CHANNEL_AXIS, as_layer, write_layer
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import derive, provenance_of
 from qcompiler.passes.equalize.channels import Readers, readers_of
-from qcompiler.passes.equalize.weights import CHANNEL_AXIS, as_layer, set_constant, write_layer
 from qcompiler.pipeline.contract import Pass, PassContext, PassResult
 from qcompiler.pipeline.rewrite import LEFT_ALONE
 
@@ -195,11 +195,11 @@ def _change_source(graph_module: fx.GraphModule, node: fx.Node, scale: torch.Ten
         return
     dtype = node.meta["val"].dtype
     weight = _values(node, "weight", torch.ones_like(scale)) / scale
-    set_constant(graph_module, node, "weight", weight.to(dtype), f"{node.name}_weight", made_by)
+    edit.set_constant(graph_module, node, "weight", weight.to(dtype), f"{node.name}_weight", made_by)
     if node.target is _aten.layer_norm.default:
         bias = (_values(node, "bias", torch.zeros_like(shift)) - shift) / scale
         if edit.argument(node, "bias") is not None or bool(bias.any()):
-            set_constant(graph_module, node, "bias", bias.to(dtype), f"{node.name}_bias", made_by)
+            edit.set_constant(graph_module, node, "bias", bias.to(dtype), f"{node.name}_bias", made_by)
     node.meta["provenance"] = derive([node], made_by)
 
 

@@ -19,10 +19,10 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
+from qcompiler.ir.layers import as_layer, write_layer
 from qcompiler.ir.program import Program
 from qcompiler.passes.equalize.migration import Affine, Source, norm_sources
 from qcompiler.passes.equalize.reparameterize_layer_norm import ReparameterizeLayerNorm
-from qcompiler.passes.equalize.weights import as_layer, write_layer
 from qcompiler.pipeline.contract import PassContext
 
 _aten = torch.ops.aten

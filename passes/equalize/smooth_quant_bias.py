@@ -14,16 +14,13 @@ from typing import ClassVar
 import torch
 
 from qcompiler.calibration.statistics import Observation, ObserverSpec
-from qcompiler.errors import CalibrationError
 from qcompiler.ir.program import Program
-from qcompiler.ir.types import Stage
-from qcompiler.passes.equalize.migration import Affine, MigrationPass, Source, norm_sources
-from qcompiler.passes.equalize.smooth_quant import smoothing_factors
-from qcompiler.pipeline.contract import Equivalent, Promise
+from qcompiler.passes.equalize.migration import Affine, Source, norm_sources
+from qcompiler.passes.equalize.smooth_quant import SmoothQuant, smoothing_factors
 
 
 @dataclass(frozen=True)
-class SmoothQuantBias(MigrationPass):
+class SmoothQuantBias(SmoothQuant):
     """Means of channels go into the next biases, their outliers into the next weights (MPTQ-ViT's SQ-b).
 
     Options:
@@ -31,21 +28,9 @@ class SmoothQuantBias(MigrationPass):
     """
 
     name: ClassVar[str] = "smooth-quant-bias"
-    takes: ClassVar[Stage] = Stage.FLOAT
-    gives: ClassVar[Stage] = Stage.FLOAT
-    promise: ClassVar[Promise] = Equivalent(1e-4)
-
-    alpha: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.alpha <= 1.0:
-            raise CalibrationError(f"{self.name}: alpha must be in 0..1, got {self.alpha}")
 
     def sources(self, program: Program) -> list[Source]:
         return norm_sources(program)
-
-    def declines(self, source: Source) -> str | None:
-        return source.readers.why_pinned()
 
     def observer(self, source: Source) -> ObserverSpec:
         return ObserverSpec("moments", axis=source.axis)

@@ -18,8 +18,8 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
+from qcompiler.ir.layers import as_layer
 from qcompiler.ir.types import Stage
-from qcompiler.passes.equalize.weights import as_layer
 from qcompiler.pipeline.contract import Equivalent
 from qcompiler.pipeline.rewrite import RewritePass, Site
 

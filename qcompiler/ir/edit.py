@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
@@ -69,6 +69,11 @@ def constant_value(node: object) -> torch.Tensor | None:
     for part in str(node.target).split("."):
         owner = getattr(owner, part, None)
     return owner.detach() if isinstance(owner, torch.Tensor) else None
+
+
+def is_constant(node: object) -> TypeGuard[fx.Node]:
+    """Whether ``node`` is a constant of the program."""
+    return constant_value(node) is not None
 
 
 def add_constant(
@@ -183,6 +188,27 @@ def fake_like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
         return torch.empty_strided(tuple(tensor.size()), tuple(tensor.stride()), dtype=tensor.dtype)
 
 
+def set_constant(graph_module: fx.GraphModule, node: fx.Node, name: str, tensor: torch.Tensor, hint: str, made_by: str) -> None:
+    """Let the argument ``name`` of ``node`` be the constant ``tensor``: under the old name where nobody else reads the old value."""
+    tensor, old = tensor.contiguous(), argument(node, name)
+    if isinstance(old, fx.Node) and _is_read_once(old):
+        setattr(graph_module, str(old.target), tensor)
+        old.meta["val"] = fake_like(tensor, fake_mode_of(graph_module.graph))
+        old.meta["provenance"] = derive([old], made_by)
+        return
+    set_argument(node, name, add_constant(graph_module, hint, tensor, provenance_from=[node], made_by=made_by))
+
+
+def set_argument(node: fx.Node, name: str, value: object) -> None:
+    """Give the argument ``name`` of a call; arguments before it that were left out get their defaults."""
+    names = [each.name for each in node.target._schema.arguments]  # type: ignore[union-attr]  # calls of op overloads only
+    position = names.index(name)
+    args = [argument(node, each) for each in names[: max(position + 1, len(node.args))]]
+    args[position] = value
+    node.args = tuple(args)
+    node.kwargs = {key: kept for key, kept in node.kwargs.items() if key not in names[: len(args)]}
+
+
 def erase_dead(program: Program) -> bool:
     """Erase calls and constants that nothing reads and buffers that no node names, then ``finish``. Gives whether a node went."""
     graph = program.graph
@@ -208,6 +234,11 @@ def _drop_unused_tensors(graph_module: fx.GraphModule) -> None:
         parent, _, leaf = name.rpartition(".")
         delattr(graph_module.get_submodule(parent), leaf)
     graph_module.delete_all_unused_submodules()
+
+
+def _is_read_once(constant: fx.Node) -> bool:
+    same = [node for node in constant.graph.nodes if node.op == "get_attr" and node.target == constant.target]
+    return same == [constant] and len(constant.users) == 1
 
 
 def _first_call(graph: fx.Graph) -> fx.Node:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import edit
+from qcompiler.ir.layers import CHANNEL_AXIS, as_layer
 from qcompiler.passes.equalize.equalize_cross_layer import EqualizeCrossLayer
-from qcompiler.passes.equalize.weights import CHANNEL_AXIS, as_layer
 
 IMAGE = (8, 3, 10, 10)
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from qcompiler.capture import capture
 from qcompiler.ir import edit
-from qcompiler.passes.equalize.weights import CHANNEL_AXIS, as_layer, write_layer
+from qcompiler.ir.layers import CHANNEL_AXIS, as_layer, write_layer
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (2, 6)),

@@ -1,8 +1,8 @@
 """A layer with constant weights, seen as a matrix from input to output channels. All arithmetic in float64, rounded once at the end.
 
-    linear                  [outputs, inputs]
-    conv2d                  [outputs, inputs / groups, height, width]
-    conv_transpose2d        [inputs, outputs / groups, height, width]
+    linear                                      [outputs, inputs]
+    conv1d, conv2d                              [outputs, inputs / groups, *kernel]
+    conv_transpose1d, conv_transpose2d          [inputs, outputs / groups, *kernel]
 
 become one form, [groups, outputs / groups, inputs / groups, taps].
 """
@@ -21,8 +21,17 @@ from qcompiler.ir.provenance import derive
 
 _aten = torch.ops.aten
 
+_CONVOLUTIONS = (_aten.conv1d.default, _aten.conv2d.default)
+_TRANSPOSED = (_aten.conv_transpose1d.default, _aten.conv_transpose2d.input)
+
 # Layer -> channel axis of its input and output, counted from the last dimension.
-CHANNEL_AXIS: dict[Callable[..., Any], int] = {_aten.linear.default: -1, _aten.conv2d.default: -3, _aten.conv_transpose2d.input: -3}
+CHANNEL_AXIS: dict[Callable[..., Any], int] = {
+    _aten.linear.default: -1,
+    _aten.conv1d.default: -2,
+    _aten.conv_transpose1d.default: -2,
+    _aten.conv2d.default: -3,
+    _aten.conv_transpose2d.input: -3,
+}
 
 
 @dataclass(frozen=True)
@@ -47,9 +56,13 @@ class Layer:
 
     @property
     def takes_shifts(self) -> bool:
-        """Whether a shift of an input channel is the same constant at every output: not where borders see zeros instead of inputs."""
-        if self.node.target is _aten.conv2d.default:
-            return not any(edit.argument(self.node, "padding"))
+        """Whether a shift of an input channel is the same constant at every output.
+
+        It is not where borders see zeros instead of inputs, nor where a transposed convolution gives fewer taps to some outputs.
+        """
+        if self.node.target in _CONVOLUTIONS:
+            padding = edit.argument(self.node, "padding")
+            return not any(padding if isinstance(padding, list | tuple) else (padding,))
         return self.node.target is _aten.linear.default
 
     def input_magnitudes(self) -> torch.Tensor:
@@ -79,9 +92,14 @@ class Layer:
         return values.double().reshape(groups, 1, inputs, 1)
 
 
+def is_layer(node: object) -> bool:
+    """Whether ``node`` calls a layer with weights, constant or not."""
+    return edit.is_call(node, *CHANNEL_AXIS)
+
+
 def as_layer(node: object) -> Layer | None:
     """The layer that a call computes; None if it is none, or if its weights are not constants."""
-    if not edit.is_call(node, *CHANNEL_AXIS) or not isinstance(node, fx.Node):
+    if not is_layer(node) or not isinstance(node, fx.Node):
         return None
     weight, bias_node = edit.constant_value(edit.argument(node, "weight")), edit.argument(node, "bias")
     bias = edit.constant_value(bias_node)
@@ -96,34 +114,13 @@ def write_layer(graph_module: fx.GraphModule, layer: Layer, made_by: str) -> Non
     """Give the call of ``layer`` its weight and bias; a bias of zeros that was not there stays away."""
     node = layer.node
     old = edit.argument(node, "weight")
-    weight = layer.weight.transpose(1, 2) if node.target is _aten.conv_transpose2d.input else layer.weight
-    set_constant(graph_module, node, "weight", weight.reshape(old.meta["val"].shape).to(old.meta["val"].dtype), str(old.target), made_by)
+    dtype = old.meta["val"].dtype
+    weight = layer.weight.transpose(1, 2) if node.target in _TRANSPOSED else layer.weight
+    edit.set_constant(graph_module, node, "weight", weight.reshape(old.meta["val"].shape).to(dtype), str(old.target), made_by)
     if edit.argument(node, "bias") is not None or bool(layer.bias.any()):
         hint = str(old.target).removesuffix("_weight") + "_bias"
-        set_constant(graph_module, node, "bias", layer.bias.to(old.meta["val"].dtype), hint, made_by)
+        edit.set_constant(graph_module, node, "bias", layer.bias.to(dtype), hint, made_by)
     node.meta["provenance"] = derive([node], made_by)
-
-
-def set_constant(graph_module: fx.GraphModule, node: fx.Node, name: str, tensor: torch.Tensor, hint: str, made_by: str) -> None:
-    """Let the argument ``name`` of ``node`` be the constant ``tensor``: under the old name where nobody else reads the old value."""
-    tensor, old = tensor.contiguous(), edit.argument(node, name)
-    if isinstance(old, fx.Node) and _is_read_once(old):
-        setattr(graph_module, str(old.target), tensor)
-        old.meta["val"] = edit.fake_like(tensor, edit.fake_mode_of(graph_module.graph))
-        old.meta["provenance"] = derive([old], made_by)
-        return
-    constant = edit.add_constant(graph_module, hint, tensor, provenance_from=[node], made_by=made_by)
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]  # calls of op overloads only
-    position = names.index(name)
-    arguments = [edit.argument(node, each) for each in names[: max(position + 1, len(node.args))]]
-    arguments[position] = constant
-    node.args = tuple(arguments)
-    node.kwargs = {key: kept for key, kept in node.kwargs.items() if key not in names[: len(arguments)]}
-
-
-def _is_read_once(constant: fx.Node) -> bool:
-    same = [node for node in constant.graph.nodes if node.op == "get_attr" and node.target == constant.target]
-    return same == [constant] and len(constant.users) == 1
 
 
 def _matrix(node: fx.Node, weight: torch.Tensor) -> torch.Tensor:
@@ -131,4 +128,4 @@ def _matrix(node: fx.Node, weight: torch.Tensor) -> torch.Tensor:
         return weight.reshape(1, *weight.shape, 1)
     groups = int(edit.argument(node, "groups"))
     grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-    return grouped.transpose(1, 2) if node.target is _aten.conv_transpose2d.input else grouped
+    return grouped.transpose(1, 2) if node.target in _TRANSPOSED else grouped
