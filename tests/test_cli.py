@@ -126,7 +126,7 @@ def test_from_model_to_artifact_and_back(folder: Path, command: Command) -> None
     ("changes", "message"),
     [
         ({"model": "absent.pt2"}, "absent.pt2: no such file"),
-        ({"model": "model.onnx"}, "model.onnx: ONNX files are read in a later release"),
+        ({"model": "model.onnx"}, "model.onnx: no such file"),
         ({"model": "no_such_module:small"}, "model 'no_such_module:small' cannot be made: ModuleNotFoundError"),
         ({"model": "my_models:big"}, "model 'my_models:big' cannot be made: AttributeError"),
         ({"model": "my_models:failing"}, "model 'my_models:failing' cannot be made: RuntimeError: no weights"),

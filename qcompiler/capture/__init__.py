@@ -1,4 +1,4 @@
-"""Capture: a torch module, an exported program or a ``.pt2`` file becomes a Program at stage FLOAT.
+"""Capture: a torch module, an exported program, a ``.pt2`` file or an ONNX model becomes a Program at stage FLOAT.
 
 See ``docs/capture.md`` for what a model may contain and how each error is mended.
 """
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from onnx import ModelProto
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -20,7 +21,7 @@ from qcompiler.ir.program import Program
 
 __all__ = ["capture"]
 
-Model = nn.Module | ExportedProgram | str | Path
+Model = nn.Module | ExportedProgram | ModelProto | str | Path
 
 
 def capture(
@@ -33,14 +34,18 @@ def capture(
     """Turn a model into a Program at stage FLOAT that computes what ``model.eval()`` computes.
 
     Args:
-        model: a module (needs ``example_inputs``), a ``torch.export.ExportedProgram``, or the path of one saved as ``.pt2``.
-        example_inputs: one tensor, or one tensor for each input; only shapes and dtypes matter. Batch 1 will do.
+        model: a module (needs ``example_inputs``), a ``torch.export.ExportedProgram``, an
+            ``onnx.ModelProto``, or the path of a file ``.pt2`` or ``.onnx``.
+        example_inputs: one tensor, or one tensor for each input; only shapes and dtypes matter. Batch 1 will do. ONNX
+            models need none.
         dynamic_batch: leave dimension 0 of every input open. The samples of a batch must then be independent of each
             other, which is checked. An exported program already has its batch, so the argument is ignored for it.
+            An ONNX model has it where the file leaves dimension 0 of its inputs open; with False it is 1.
         dynamic_shapes: other sizes to leave open, by input (its name in ``forward``, or its position) and dimension:
             ``{"input_ids": {1: length}, "attention_mask": {1: length}}`` with ``length = DynamicSize("sequence", 1, 128)`` or
             ``torch.export.Dim("sequence", min=1, max=128)``. A maximum is needed. Inputs that share a name have equal sizes.
-            An exported program has its own, each with a maximum, so the argument is ignored for it.
+            An exported program has its own, each with a maximum, so the argument is ignored for it. An ONNX model needs one
+            for every size that the file leaves open, bounds or a number.
         allow_float: full names of ops ("aten.sin.default") that may be in the program though no stage has a form for them. They
             must be functions of tensors that change none. ``Program.islands`` names their calls.
 
@@ -52,14 +57,16 @@ def capture(
         CaptureError: the model cannot be traced: control flow on values, shapes that depend on values, other inputs than
             tensors, buffers that change from call to call, a fixed batch, samples that mix; or there is no such file.
     """
+    if isinstance(model, ModelProto) or (isinstance(model, str | Path) and Path(model).suffix == ".onnx"):
+        from qcompiler.capture.onnx import capture_onnx
+
+        return capture_onnx(model, dynamic_batch, dynamic_shapes, allow_float)
     if isinstance(model, str | Path):
         return program_from_exported(_load(Path(model)), allow_float=allow_float)
     if isinstance(model, ExportedProgram):
         return program_from_exported(model, allow_float=allow_float)
     if not isinstance(model, nn.Module):
-        raise CaptureError(
-            f"cannot capture a {type(model).__name__}: give a torch.nn.Module, an ExportedProgram or the path of a .pt2 file"
-        )
+        raise CaptureError(f"cannot capture a {type(model).__name__}: give a torch.nn.Module, an ExportedProgram, an ONNX model or a path")
     inputs = _as_tuple(model, example_inputs)
     dynamic = resolve(model, inputs, dynamic_shapes, dynamic_batch)
     return program_from_exported(export_module(model, inputs, dynamic_batch, dynamic), dynamic, allow_float)
@@ -79,12 +86,12 @@ def _as_tuple(model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Te
 
 
 def _load(path: Path) -> ExportedProgram:
-    if path.suffix == ".onnx":
-        raise CaptureError(f"{path}: ONNX files are read in a later release: capture the torch module, or a .pt2 file")
     if not path.is_file():
         raise CaptureError(f"{path}: no such file")
     if path.suffix != ".pt2":
-        raise CaptureError(f"{path}: unknown kind of model file '{path.suffix}': give a .pt2 file written by torch.export.save")
+        raise CaptureError(
+            f"{path}: unknown kind of model file '{path.suffix}': give a .pt2 file written by torch.export.save, or an .onnx file"
+        )
     try:
         return torch.export.load(path)
     except Exception as error:  # torch raises whatever its zip, JSON and pickle readers raise

@@ -41,12 +41,17 @@ def resolve(model: nn.Module, inputs: Sequence[torch.Tensor], shapes: DynamicSha
                 raise CaptureError(f"dynamic_shapes names dimension {dim} of the input {key!r}, which has {rank} dimensions")
             if dim % rank == 0 and dynamic_batch:
                 raise CaptureError(f"dimension 0 of the input {key!r} is the batch: leave it out of dynamic_shapes")
-            resolved[position][dim % rank] = _bounded(size)
+            resolved[position][dim % rank] = bounded(size)
     _check_examples(inputs, resolved)
     return tuple(resolved)
 
 
-def _bounded(size: DynamicSize | Dim) -> DynamicSize:
+def bounded(size: DynamicSize | Dim) -> DynamicSize:
+    """A size of the user with its bounds.
+
+    Raises:
+        CaptureError: it has no maximum, or is no name of its own.
+    """
     if isinstance(size, DynamicSize):
         found = size
     elif not isinstance(size, Dim) or not isinstance(size.max, int):

@@ -44,6 +44,8 @@ def export_module(model: nn.Module, inputs: Tensors, dynamic_batch: bool, dynami
         try:
             with _silenced(_LOUD):
                 return torch.export.export(model, traced, dynamic_shapes=shapes)
+        except CaptureError:  # of the interpreter of ONNX graphs, which names the node
+            raise
         except Exception as error:  # torch.export lets every error of the model through, besides its own many kinds
             raise _explain(error, model, inputs, traced) from error
 
@@ -89,7 +91,7 @@ def _silenced(logger: logging.Logger) -> Iterator[None]:
 def _check_devices(model: nn.Module, inputs: Tensors) -> None:
     devices = {str(value.device) for value in (*model.parameters(), *model.buffers(), *inputs)} - {"cpu"}
     if devices:
-        raise CaptureError(f"{type(model).__name__} has tensors on {', '.join(sorted(devices))}: move the model and its inputs with .cpu()")
+        raise CaptureError(f"{model._get_name()} has tensors on {', '.join(sorted(devices))}: move the model and its inputs with .cpu()")
 
 
 def _with_traceable_batch(inputs: Tensors) -> Tensors:
@@ -108,7 +110,7 @@ def _with_traceable_batch(inputs: Tensors) -> Tensors:
 
 def _explain(error: Exception, model: nn.Module, inputs: Tensors, traced: Tensors) -> CaptureError:
     """One line for whatever ``torch.export`` raised on ``traced``, the user's ``inputs`` with a batch of two at least."""
-    name = type(model).__name__
+    name = model._get_name()
     if isinstance(error, GuardOnDataDependentSymNode):
         return CaptureError(
             f"{name} decides by the values of a tensor{_place(error)}: control flow and shapes must not depend on values;"

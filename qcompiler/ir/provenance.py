@@ -12,6 +12,8 @@ import torch
 from torch import fx
 
 _FRAME = re.compile(r'File "(?P<path>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)(?:\n\s+(?P<code>(?!File ")\S.*))?')
+# Under this key capture annotates what it traces with the name and the op of the ONNX node that asked for it.
+ONNX_NODE = "onnx_node"
 _TORCH_ROOT = str(Path(torch.__file__).parent)
 
 
@@ -35,9 +37,14 @@ class Provenance:
 
 
 def provenance_of(node: fx.Node) -> Provenance:
-    """The provenance that the node carries, else what torch.export noted about it (stack trace and module stack)."""
+    """The provenance that the node carries, else what torch.export noted about it (ONNX node, or stack trace and module stack)."""
     known = node.meta.get("provenance")
-    return known if isinstance(known, Provenance) else Provenance(_user_line(node.meta), _module_path(node.meta))
+    if isinstance(known, Provenance):
+        return known
+    onnx_node = (node.meta.get("custom") or {}).get(ONNX_NODE)
+    if onnx_node is not None:
+        return Provenance(f"node '{onnx_node[0]}' ({onnx_node[1]})", onnx_node[0])
+    return Provenance(_user_line(node.meta), _module_path(node.meta))
 
 
 def derive(nodes: Iterable[fx.Node], made_by: str = "") -> Provenance:
