@@ -1,11 +1,16 @@
-"""Loop ends in TIR: numbers, or for dynamic sizes what the kernel's last pointer says. Strides stay numbers either way."""
+"""What a kernel reads before its loops: their ends where a size is dynamic, and the numbers that its specification leaves open."""
 
 from __future__ import annotations
+
+from typing import Any, TypeVar
 
 from tvm import tirx
 from tvm.ir import Expr
 
+from qcompiler.backends.tvm import sharing
 from qcompiler.backends.tvm.kernels import Extent, Size, is_dynamic
+
+_Kernel = TypeVar("_Kernel")
 
 
 class Extents:
@@ -34,3 +39,30 @@ class Extents:
         if self._buffer is None:
             return statement
         return tirx.SeqStmt([tirx.Bind(self._symbol, self._buffer[0]), statement])
+
+
+class Numbers:
+    """The open numbers of one kernel: ``resolve`` puts int64 variables in their place, ``bind`` reads them once before its loops."""
+
+    def __init__(self, kernel: object) -> None:
+        count = sharing.count(kernel)
+        self._buffer = tirx.decl_buffer((count,), "int64", name="numbers") if count else None
+        self._variables = [tirx.Var(f"number{i}", "int64") for i in range(count)]
+
+    @property
+    def parameters(self) -> list[tirx.Buffer]:
+        return [] if self._buffer is None else [self._buffer]
+
+    def resolve(self, kernel: _Kernel) -> _Kernel:
+        result: _Kernel = sharing.resolved(kernel, self._variables.__getitem__)
+        return result
+
+    def bind(self, statement: tirx.Stmt) -> tirx.Stmt:
+        if self._buffer is None:
+            return statement
+        return tirx.SeqStmt([*(tirx.Bind(variable, self._buffer[i]) for i, variable in enumerate(self._variables)), statement])
+
+
+def as_type(number: Any, dtype: str) -> Expr:
+    """A number of a resolved kernel in this type."""
+    return tirx.const(number, dtype) if isinstance(number, int) else number.astype(dtype)

@@ -12,13 +12,14 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import BufferStore, For, ForKind, SeqStmt
 
 from qcompiler.backends.tvm import rows
-from qcompiler.backends.tvm.extents import Extents
+from qcompiler.backends.tvm.extents import Extents, Numbers, as_type
 from qcompiler.backends.tvm.kernels import (
     ITEM_SIZE,
     Add,
@@ -107,10 +108,11 @@ def _elementwise(kernel: ElementwiseKernel, target: KernelTarget) -> tirx.PrimFu
     table_rows = 255 if isinstance(kernel.operation, Lookup) else 0
     operands = [_access(f"operand_{i}", operand, kernel.shape, table_rows) for i, operand in enumerate(kernel.operands)]
     output = _access("output", kernel.output, kernel.shape)
-    compute = _EXPRESSIONS[type(kernel.operation)]
+    numbers = Numbers(kernel)
+    operation, compute = numbers.resolve(kernel.operation), _EXPRESSIONS[type(kernel.operation)]
 
     def body(index: list[Expr], lanes: int) -> tirx.Stmt:
-        return output.store(index, compute(kernel.operation, operands, index))
+        return output.store(index, compute(operation, operands, index))
 
     strides = [operand.strides for operand in (*kernel.operands, kernel.output)]
     lanes = target.vector_bytes // max(ITEM_SIZE[operand.dtype] for operand in (*kernel.operands, kernel.output, _arithmetic(kernel)))
@@ -118,7 +120,8 @@ def _elementwise(kernel: ElementwiseKernel, target: KernelTarget) -> tirx.PrimFu
         lanes = 1
     axis, ends = _vector_axis(kernel.shape, strides), Extents(kernel)
     statement = _nest([*map(ends, kernel.shape)], axis, lanes, body, parallel=math.prod(maxima(kernel.shape)) >= _PARALLEL_ELEMENTS)
-    return tirx.PrimFunc([*(access.buffer for access in (*operands, output)), *ends.parameters], ends.bind(statement))
+    parameters = [*(access.buffer for access in (*operands, output)), *numbers.parameters, *ends.parameters]
+    return tirx.PrimFunc(parameters, numbers.bind(ends.bind(statement)))
 
 
 def _arithmetic(kernel: ElementwiseKernel) -> Operand:
@@ -130,10 +133,11 @@ def _reduction(kernel: ReductionKernel, target: KernelTarget) -> tirx.PrimFunc:
     source = _access("operand", kernel.operand, (*kernel.shape, *kernel.window))
     output = _access("output", kernel.output, kernel.shape)
     dtype = "int32" if kernel.reduction == "sum" else kernel.operand.dtype
-    ends = Extents(kernel)
+    ends, numbers = Extents(kernel), Numbers(kernel)
     ranges = [ends(extent) for extent in kernel.window]
+    zero_point = as_type(numbers.resolve(kernel).zero_point, "int32")
     # The zero points of all terms in one.
-    initial = functools.reduce(operator.mul, ranges, -kernel.zero_point) if kernel.reduction == "sum" else tirx.min_value(dtype).value
+    initial = functools.reduce(operator.mul, ranges, -zero_point) if kernel.reduction == "sum" else tirx.min_value(dtype)
 
     def body(index: list[Expr], lanes: int) -> tirx.Stmt:
         accumulator = tirx.decl_buffer((lanes,), dtype, name="accumulator", scope="local")
@@ -154,8 +158,7 @@ def _reduction(kernel: ReductionKernel, target: KernelTarget) -> tirx.PrimFunc:
         loop = vector(step)
         for variable, extent in reversed(list(zip(window, ranges, strict=True))):
             loop = For(variable, 0, extent, ForKind.SERIAL, loop)
-        constant = tirx.const(initial, dtype) if isinstance(initial, int | float) else initial
-        start = vector(lambda lane: BufferStore(accumulator, constant, [lane]))
+        start = vector(lambda lane: BufferStore(accumulator, initial, [lane]))
         end = vector(lambda lane: output.store(at(lane), accumulator[lane]))
         return SeqStmt([tirx.AllocBuffer(accumulator), start, loop, end])
 
@@ -164,14 +167,15 @@ def _reduction(kernel: ReductionKernel, target: KernelTarget) -> tirx.PrimFunc:
     lanes = target.vector_bytes // ITEM_SIZE[dtype] if contiguous else 1
     work = math.prod(maxima((*kernel.shape, *kernel.window)))
     statement = _nest([*map(ends, kernel.shape)], axis, lanes, body, parallel=work >= _PARALLEL_ELEMENTS, vectorize=False)
-    return tirx.PrimFunc([source.buffer, output.buffer, *ends.parameters], ends.bind(statement))
+    return tirx.PrimFunc([source.buffer, output.buffer, *numbers.parameters, *ends.parameters], numbers.bind(ends.bind(statement)))
 
 
 def _halo(kernel: HaloKernel, target: KernelTarget) -> tirx.PrimFunc:
     """Three runs of memory: before the first row's map, between one row's and the next row's, after the last row's."""
     activation = kernel.activation
     buffer = tirx.decl_buffer((activation.elements,), activation.dtype, name="output")
-    value = tirx.const(kernel.value, activation.dtype)
+    numbers = Numbers(kernel)
+    value = as_type(numbers.resolve(kernel).value, activation.dtype)
     lanes = target.vector_bytes // ITEM_SIZE[activation.dtype]
 
     def run(start: Expr | int, length: int) -> list[tirx.Stmt]:
@@ -185,7 +189,8 @@ def _halo(kernel: HaloKernel, target: KernelTarget) -> tirx.PrimFunc:
     row = tirx.Var("row", "int32")
     between = run(activation.origin + used + row * activation.row_stride, activation.row_stride - used)
     rows = [For(row, 0, activation.height - 1, ForKind.SERIAL, piece) for piece in between if activation.height > 1]
-    return tirx.PrimFunc([buffer], SeqStmt([*run(0, activation.origin), *rows, *run(last, activation.elements - last)]))
+    statement = SeqStmt([*run(0, activation.origin), *rows, *run(last, activation.elements - last)])
+    return tirx.PrimFunc([buffer, *numbers.parameters], numbers.bind(statement))
 
 
 def _vector_axis(shape: Sequence[Size], strides: Sequence[Sequence[int]]) -> int | None:
@@ -238,8 +243,8 @@ def _pieces(extent: int | Expr, lanes: int) -> Iterator[tuple[int | Expr, int | 
         lanes = max(lanes // 2, 1)
 
 
-def _clamp(value: Expr, low: int, high: int) -> Expr:
-    return tirx.max(tirx.min(value, tirx.const(high, value.ty.dtype)), tirx.const(low, value.ty.dtype))
+def _clamp(value: Expr, low: Any, high: Any) -> Expr:
+    return tirx.max(tirx.min(value, as_type(high, value.ty.dtype)), as_type(low, value.ty.dtype))
 
 
 def _high_product(value: Expr, pre_shift: Expr, multiplier: Expr) -> Expr:
@@ -250,7 +255,7 @@ def _high_product(value: Expr, pre_shift: Expr, multiplier: Expr) -> Expr:
 
 def _requantize(operation: Requantize, operands: Sequence[_Access], index: Index) -> Expr:
     x, pre_shift, multiplier, shift = (operand.load(index).astype("int32") for operand in operands)
-    value = x - operation.input_zero_point
+    value = x - as_type(operation.input_zero_point, "int32")
     if operation.form == "high":
         scaled = rounding_shift(_high_product(value, pre_shift, multiplier), shift)
     elif operation.form == "narrow":
@@ -258,21 +263,21 @@ def _requantize(operation: Requantize, operands: Sequence[_Access], index: Index
         scaled = rounding_shift((narrow * multiplier + (1 << 14)) >> 15, shift)
     else:
         wide = rounding_shift(value.astype("int64") * multiplier.astype("int64"), shift.astype("int64"))
-        return _clamp(wide + operation.zero_point, operation.low, operation.high)
-    return _clamp(scaled + operation.zero_point, operation.low, operation.high)
+        return _clamp(wide + as_type(operation.zero_point, "int64"), operation.low, operation.high)
+    return _clamp(scaled + as_type(operation.zero_point, "int32"), operation.low, operation.high)
 
 
 def _add(operation: Add, operands: Sequence[_Access], index: Index) -> Expr:
     a, b, pre_shift_a, multiplier_a, pre_shift_b, multiplier_b = (operand.load(index).astype("int32") for operand in operands)
-    left = _high_product(a - operation.zero_point_a, pre_shift_a, multiplier_a)
-    right = _high_product(b - operation.zero_point_b, pre_shift_b, multiplier_b)
-    total = rounding_shift(left + right, tirx.const(operation.shift, "int32"))
-    return _clamp(total + operation.zero_point, operation.low, operation.high)
+    left = _high_product(a - as_type(operation.zero_point_a, "int32"), pre_shift_a, multiplier_a)
+    right = _high_product(b - as_type(operation.zero_point_b, "int32"), pre_shift_b, multiplier_b)
+    total = rounding_shift(left + right, as_type(operation.shift, "int32"))
+    return _clamp(total + as_type(operation.zero_point, "int32"), operation.low, operation.high)
 
 
 def _multiply(operation: Multiply, operands: Sequence[_Access], index: Index) -> Expr:
     a, b = (operand.load(index).astype("int32") for operand in operands)
-    return (a - operation.zero_point_a) * (b - operation.zero_point_b)
+    return (a - as_type(operation.zero_point_a, "int32")) * (b - as_type(operation.zero_point_b, "int32"))
 
 
 def _lookup(operation: Lookup, operands: Sequence[_Access], index: Index) -> Expr:
@@ -289,7 +294,7 @@ def _copy(operation: Copy, operands: Sequence[_Access], index: Index) -> Expr:
 
 
 def _fill(operation: Fill, operands: Sequence[_Access], index: Index) -> Expr:
-    return tirx.const(operation.value, "int32")
+    return as_type(operation.value, "int32")
 
 
 def _quantize(operation: Quantize, operands: Sequence[_Access], index: Index) -> Expr:

@@ -13,6 +13,9 @@ earlier. A kernel that holds an Extent anywhere (``is_dynamic``) gets one more, 
 the program's one symbol. It computes every element within the extents; of a matrix, which alone lies in memory that nothing else
 uses, it may also write rows past them, up to the maximum.
 
+Zero points, shifts, bounds and the like may be left open (``Argument``), so that layers that differ in nothing else are one kernel
+(``sharing.share``). A kernel that holds an Argument gets a pointer ``numbers``, int64[count], after all others but ``extents``.
+
 ``packing.pack(kernel, target, constants)`` gives the parameter tensors in the kernel's order; they are laid out 64-byte aligned.
 ``constants`` maps roles to tensors: ``weight`` int8 [O, I / groups, kernel height, kernel width], ``bias`` int32 [O]; for
 Requantization ``pre_shift``, ``multiplier``, ``shift``, for ResidualAdd ``pre_shift_a``, ``multiplier_a``, ``pre_shift_b``,
@@ -60,6 +63,16 @@ def shifted(size: Size, by: int) -> Size:
     return Extent(size.maximum + by, size.offset + by) if isinstance(size, Extent) else size + by
 
 
+@dataclass(frozen=True)
+class Argument:
+    """A number that is read when the kernel runs: element ``index`` of what its pointer ``numbers`` points to."""
+
+    index: int
+
+
+Number = int | Argument
+
+
 def is_dynamic(kernel: object) -> bool:
     """Whether an Extent occurs anywhere in a kernel's specification, so that its last pointer is ``extents``."""
     if isinstance(kernel, tuple):
@@ -99,9 +112,9 @@ class Requantization:
 
     form: Form
     per_channel: bool
-    zero_point: int
-    low: int
-    high: int
+    zero_point: Number
+    low: Number
+    high: Number
 
 
 @dataclass(frozen=True)
@@ -110,11 +123,11 @@ class ResidualAdd:
 
     operand: Activation
     per_channel: bool
-    operand_zero_point: int
-    shift: int
-    zero_point: int
-    low: int
-    high: int
+    operand_zero_point: Number
+    shift: Number
+    zero_point: Number
+    low: Number
+    high: Number
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,7 @@ class Copy:
 class Fill:
     """y = value; no operand."""
 
-    value: int
+    value: Number
 
 
 @dataclass(frozen=True)
@@ -165,30 +178,30 @@ class Requantize:
     """``qc::requantize`` of operands x, pre_shift, multiplier, shift."""
 
     form: Form
-    input_zero_point: int
-    zero_point: int
-    low: int
-    high: int
+    input_zero_point: Number
+    zero_point: Number
+    low: Number
+    high: Number
 
 
 @dataclass(frozen=True)
 class Add:
     """``qc::add`` of operands a, b, pre_shift_a, multiplier_a, pre_shift_b, multiplier_b."""
 
-    shift: int
-    zero_point_a: int
-    zero_point_b: int
-    zero_point: int
-    low: int
-    high: int
+    shift: Number
+    zero_point_a: Number
+    zero_point_b: Number
+    zero_point: Number
+    low: Number
+    high: Number
 
 
 @dataclass(frozen=True)
 class Multiply:
     """``qc::multiply`` of operands a, b."""
 
-    zero_point_a: int
-    zero_point_b: int
+    zero_point_a: Number
+    zero_point_b: Number
 
 
 @dataclass(frozen=True)
@@ -202,8 +215,8 @@ class Lookup:
 class Clamp:
     """``qc::clamp`` of operand x."""
 
-    low: int
-    high: int
+    low: Number
+    high: Number
 
 
 @dataclass(frozen=True)
@@ -286,7 +299,7 @@ class ReductionKernel:
     window: tuple[Size, ...]
     operand: Operand
     output: Operand
-    zero_point: int = 0
+    zero_point: Number = 0
 
 
 @dataclass(frozen=True)
@@ -301,8 +314,8 @@ class ProductKernel:
     a: Operand
     b: Operand
     output: Operand
-    zero_point_a: int
-    zero_point_b: int
+    zero_point_a: Number
+    zero_point_b: Number
 
 
 @dataclass(frozen=True)
@@ -321,8 +334,8 @@ class MatrixProductKernel:
     a: Operand  # strides: those of the batch, then along m and k
     b: Operand
     output: Operand
-    zero_point_a: int
-    zero_point_b: int
+    zero_point_a: Number
+    zero_point_b: Number
     epilogue: Requantization | None = None
 
 
@@ -349,7 +362,7 @@ class AttentionKernel:
     k: Operand
     v: Operand
     output: Operand
-    zero_points: tuple[int, int, int]
+    zero_points: tuple[Number, Number, Number]
     scores: Requantization | Add
     scores_dtype: Dtype
     bits: int
@@ -371,8 +384,8 @@ class Softmax:
 class Normalize:
     """``qc::normalize``."""
 
-    zero_point: int
-    epsilon: int
+    zero_point: Number
+    epsilon: Number
     centre: bool
     form: str = "newton"
 
@@ -420,14 +433,14 @@ class RowAffine:
     Where nothing can overflow, ``offset`` holds ``zero_point << shift`` as well.
     """
 
-    pre_shift: int | None
-    shift: int | None
-    zero_point: int
-    low: int
-    high: int
+    pre_shift: Number | None
+    shift: Number | None
+    zero_point: Number
+    low: Number
+    high: Number
     offset_has_zero_point: bool = False
     constant_zero_point: int = 0
-    input_zero_point: int = 0
+    input_zero_point: Number = 0
 
 
 @dataclass(frozen=True)
@@ -480,7 +493,7 @@ class HaloKernel:
     """Writes ``value`` to every element of the halo; pointer: the whole buffer."""
 
     activation: Activation
-    value: int
+    value: Number
 
 
 GenericKernel = ElementwiseKernel | ReductionKernel | ProductKernel | RowKernel | HaloKernel

@@ -8,7 +8,7 @@ import torch
 
 from qcompiler.backends.tvm import packing, packing_rows
 from qcompiler.backends.tvm.kernels import ConvolutionKernel, NormalizationKernel, PackedKernel, Requantization, ResidualAdd
-from qcompiler.backends.tvm.plan import Constant, Packed, Scale
+from qcompiler.backends.tvm.plan import Constant, Numbers, Scale, Source
 from qcompiler.ir.program import Program
 
 _RESIDUAL_ROLES = ("pre_shift_b", "multiplier_b")
@@ -33,13 +33,15 @@ def _shaped(kernel: ConvolutionKernel, role: str, tensor: torch.Tensor) -> torch
     return tensor.reshape(-1).expand(channels).contiguous() if per_channel and role not in _RESIDUAL_ROLES else tensor.reshape(1)
 
 
-def parameter_reader(program: Program, target: str) -> Callable[[Constant | Packed | Scale], torch.Tensor]:
+def parameter_reader(program: Program, target: str) -> Callable[[Source], torch.Tensor]:
     """A function that gives the tensor of each source; a kernel's constants are packed once for all its arrays."""
     packed: dict[tuple[PackedKernel, tuple[tuple[str, str], ...]], tuple[torch.Tensor, ...]] = {}
 
-    def read(source: Constant | Packed | Scale) -> torch.Tensor:
+    def read(source: Source) -> torch.Tensor:
         if isinstance(source, Constant):
             return _buffer(program, source.buffer)
+        if isinstance(source, Numbers):
+            return torch.tensor(source.values, dtype=torch.int64)
         if isinstance(source, Scale):
             return _border(program, source)
         key = (source.kernel, source.constants)

@@ -52,6 +52,13 @@ class Packed:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """What a kernel's pointer ``numbers`` points to."""
+
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Scale:
     """A parameter of the border between floats and integers: of input or output number ``index`` of the program."""
 
@@ -60,13 +67,16 @@ class Scale:
     role: Literal["reciprocal", "scale", "zero_point"]
 
 
+Source = Constant | Packed | Numbers | Scale
+
+
 @dataclass(frozen=True)
 class Parameter:
     """Bytes at ``offset`` of the parameters, computed from the program when it is loaded."""
 
     offset: int
     size: int
-    source: Constant | Packed | Scale
+    source: Source
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ _KINDS: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (
         *(value for value in vars(kernels).values() if isinstance(value, type) and dataclasses.is_dataclass(value)),
-        *(Pointer, Step, Constant, Packed, Scale, Parameter, Port, Symbol, Plan),
+        *(Pointer, Step, Constant, Packed, Numbers, Scale, Parameter, Port, Symbol, Plan),
     )
 }
 

@@ -38,7 +38,8 @@ from qcompiler.backends.tvm.kernels import (
     is_dynamic,
 )
 from qcompiler.backends.tvm.parameters import packed_arrays
-from qcompiler.backends.tvm.plan import Constant, Packed, Parameter, Plan, Pointer, Port, Scale, Step, Symbol
+from qcompiler.backends.tvm.plan import Constant, Numbers, Packed, Parameter, Plan, Pointer, Port, Scale, Source, Step, Symbol
+from qcompiler.backends.tvm.sharing import share
 from qcompiler.backends.tvm.target import KernelTarget
 from qcompiler.backends.tvm.views import Storage, View, dense, feature_maps, loop_nest, pointer_offset, sample_stride
 from qcompiler.errors import TargetError, UnknownNameError
@@ -92,7 +93,7 @@ class Planner:
         self._values: dict[fx.Node, View] = {}
         self._maps: dict[tuple[fx.Node, Halo, int], View] = {}
         self._calls: list[_Call] = []
-        self._parameters: dict[Constant | Packed | Scale, View] = {}
+        self._parameters: dict[Source, View] = {}
 
     def plan(self) -> Plan:
         quantize, load = self._inputs()
@@ -135,7 +136,7 @@ class Planner:
             return self.parameter(Constant(str(node.target)), self.tensors[node])
         return self._values[node]
 
-    def parameter(self, source: Constant | Packed | Scale, tensor: torch.Tensor) -> View:
+    def parameter(self, source: Source, tensor: torch.Tensor) -> View:
         """Reserve room among the parameters for a tensor of this shape and dtype."""
         if source not in self._parameters:
             dtype = dtype_name(tensor)
@@ -173,12 +174,12 @@ class Planner:
 
     def call(self, kernel: Kernel, operands: Iterable[tuple[Storage, int]], *nodes: fx.Node) -> None:
         """Append a call; ``operands`` are storages with byte offsets in the kernel's order."""
-        self._calls.append(_Call(kernel, tuple(operands), tuple(node.name for node in nodes)))
+        self._calls.append(self._call(kernel, operands, tuple(node.name for node in nodes)))
 
     def elementwise(self, operation: Operation, operands: Sequence[View], output: View, *nodes: fx.Node) -> None:
         """``output = operation(operands)``; the operands broadcast to the output's shape."""
         if output.elements:
-            self._calls.append(_elementwise_call(operation, operands, output, tuple(node.name for node in nodes)))
+            self._calls.append(self._elementwise_call(operation, operands, output, tuple(node.name for node in nodes)))
 
     def feature_map(self, node: fx.Node, halo: Halo = NO_HALO, halo_value: int = 0) -> View:
         """The value as NHWC maps of their own with at least this halo: where it lies if possible, else a copy (made once)."""
@@ -243,7 +244,7 @@ class Planner:
         view = feature_maps(Storage("arena", samples * stride), samples, activation, halo_value)
         if halo != NO_HALO:
             kernel = HaloKernel(activation, halo_value)
-            self._calls.extend(_Call(kernel, ((view.storage, n * stride),), nodes) for n in range(samples))
+            self._calls.extend(self._call(kernel, [(view.storage, n * stride)], nodes) for n in range(samples))
         return view
 
     def is_dynamic(self, node: fx.Node) -> bool:
@@ -283,14 +284,14 @@ class Planner:
             value = self.allocate(node)
             self._check_port(node)
             integers = dense(Storage("input", 0, index), value.dtype, value.shape)
-            load.append(_elementwise_call(Copy(), [integers], value, (node.name,)))
+            load.append(self._elementwise_call(Copy(), [integers], value, (node.name,)))
             if spec.quantized is None:
                 quantize.append(load[-1])
                 continue
             kind = spec.quantized.integer
             floats = dense(Storage("input", 0, index), "float32", value.shape)
             scaling = [self._scale(Scale("input", index, role), spec, value.shape) for role in ("reciprocal", "zero_point")]
-            quantize.append(_elementwise_call(Quantize(kind.low, kind.high), [floats, *scaling], value, (node.name,)))
+            quantize.append(self._elementwise_call(Quantize(kind.low, kind.high), [floats, *scaling], value, (node.name,)))
         return quantize, load
 
     def _outputs(self) -> tuple[list[_Call], list[_Call]]:
@@ -299,13 +300,13 @@ class Planner:
             value = self.value(node)
             self._check_port(node)
             integers = dense(Storage("output", 0, index), value.dtype, value.shape)
-            store.append(_elementwise_call(Copy(), [value], integers, (node.name,)))
+            store.append(self._elementwise_call(Copy(), [value], integers, (node.name,)))
             if spec is None or spec.quantized is None:
                 dequantize.append(store[-1])
                 continue
             floats = dense(Storage("output", 0, index), "float32", value.shape)
             scaling = [self._scale(Scale("output", index, role), spec, value.shape) for role in ("scale", "zero_point")]
-            dequantize.append(_elementwise_call(Dequantize(), [value, *scaling], floats, (node.name,)))
+            dequantize.append(self._elementwise_call(Dequantize(), [value, *scaling], floats, (node.name,)))
         return dequantize, store
 
     def _check_port(self, node: fx.Node) -> None:
@@ -366,6 +367,21 @@ class Planner:
             raise TargetError(f"no kernel for {describe(node)} on target {self.target.name}; there are kernels for {known}")
         handler(self, node)
 
+    def _elementwise_call(self, operation: Operation, operands: Sequence[View], output: View, nodes: tuple[str, ...]) -> _Call:
+        views = [*(view.expand(output.shape) for view in operands), output]
+        shape, walked = loop_nest(output.shape, views)
+        kernel = ElementwiseKernel(operation, shape, tuple(walked[:-1]), walked[-1])
+        return self._call(kernel, [(view.storage, pointer_offset(view) * ITEM_SIZE[view.dtype]) for view in views], nodes)
+
+    def _call(self, kernel: Kernel, operands: Iterable[tuple[Storage, int]], nodes: tuple[str, ...]) -> _Call:
+        """The call of the kernel that all kernels share that differ from it in numbers alone."""
+        shared, numbers = share(kernel)
+        pointers = list(operands)
+        if numbers:
+            view = self.parameter(Numbers(numbers), torch.empty(len(numbers), dtype=torch.int64, device="meta"))
+            pointers.append((view.storage, 0))
+        return _Call(shared, tuple(pointers), nodes)
+
     def _place_values(self, moments: Sequence[Sequence[_Call]]) -> int:
         """Calls of one moment happen together: their storages are all alive then."""
         first: dict[Storage, int] = {}
@@ -396,13 +412,6 @@ def _pointer(storage: Storage, byte_offset: int) -> Pointer:
     if storage.space in ("input", "output"):
         return Pointer(storage.space, byte_offset, storage.offset)
     return Pointer(storage.space, storage.offset + byte_offset)
-
-
-def _elementwise_call(operation: Operation, operands: Sequence[View], output: View, nodes: tuple[str, ...]) -> _Call:
-    views = [*(view.expand(output.shape) for view in operands), output]
-    shape, walked = loop_nest(output.shape, views)
-    kernel = ElementwiseKernel(operation, shape, tuple(walked[:-1]), walked[-1])
-    return _Call(kernel, tuple((view.storage, pointer_offset(view) * ITEM_SIZE[view.dtype]) for view in views), nodes)
 
 
 def _as_feature_map(view: View, halo: Halo, halo_value: int) -> View | None:

@@ -8,7 +8,7 @@ from tvm import tirx
 from tvm.ir import Expr
 from tvm.tirx import BufferStore, For, ForKind, SeqStmt, Stmt
 
-from qcompiler.backends.tvm.extents import Extents
+from qcompiler.backends.tvm.extents import Extents, Numbers, as_type
 from qcompiler.backends.tvm.kernels import Operand, ProductKernel, Size, maxima
 from qcompiler.backends.tvm.target import KernelTarget
 
@@ -17,20 +17,23 @@ def emit_product(kernel: ProductKernel, target: KernelTarget) -> tirx.PrimFunc:
     """Each element of the result is one sum; LLVM turns the innermost loop into vectors where both operands are contiguous."""
     extents = (*kernel.shape, kernel.length)
     a, b = _buffer("a", kernel.a, extents), _buffer("b", kernel.b, extents)
-    output, ends = _buffer("output", kernel.output, kernel.shape), Extents(kernel)
+    output, ends, numbers = _buffer("output", kernel.output, kernel.shape), Extents(kernel), Numbers(kernel)
+    open_kernel = numbers.resolve(kernel)
+    zero_points = [as_type(zero_point, "int32") for zero_point in (open_kernel.zero_point_a, open_kernel.zero_point_b)]
 
     def element(index: list[Expr]) -> Stmt:
         total = _Scalar("int32")
 
         def term(step: Expr) -> Stmt:
-            left = a[_position(kernel.a, [*index, step])].astype("int32") - kernel.zero_point_a
-            right = b[_position(kernel.b, [*index, step])].astype("int32") - kernel.zero_point_b
+            left = a[_position(kernel.a, [*index, step])].astype("int32") - zero_points[0]
+            right = b[_position(kernel.b, [*index, step])].astype("int32") - zero_points[1]
             return total.set(total.value + left * right)
 
         store = BufferStore(output, total.value, [_position(kernel.output, index)])
         return SeqStmt([total.allocate(), total.set(0), _steps(ends(kernel.length), term), store])
 
-    return tirx.PrimFunc([a, b, output, *ends.parameters], ends.bind(_over([*map(ends, kernel.shape)], element)))
+    body = numbers.bind(ends.bind(_over([*map(ends, kernel.shape)], element)))
+    return tirx.PrimFunc([a, b, output, *numbers.parameters, *ends.parameters], body)
 
 
 class _Scalar:

@@ -68,7 +68,7 @@ def emit(kernel: AttentionKernel, target: str) -> tirx.PrimFunc:
     def body(buffers: list[Buffer]) -> None:
         sizes.bind(buffers)
         named = {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)}
-        _Attention(kernel, scheme(target, kernel.q.dtype), named, sizes).emit()
+        _Attention(e.resolved(kernel, named), scheme(target, kernel.q.dtype), named, sizes).emit()
 
     return e.function(parameters, body)
 
@@ -128,7 +128,9 @@ class _Attention:
         self._scores = e.scratch(self._block * self._pitch, "int8")
         self._probability_pitch = self._pitch * (1 if how.kind == "words" else 2)  # exponentials of 16 bits lie there first
         self._probabilities = e.scratch(self._block * self._probability_pitch, how.element)
-        self._value_terms = T.alloc_buffer((self._block,), "int32", scope="local") if self._value_zeros.flipped_right else None
+        self._value_terms = (
+            T.alloc_buffer((self._block,), "int32", scope="local") if not e.is_zero(self._value_zeros.flipped_right) else None
+        )
         bias = kernel.bias.dtype if kernel.bias is not None else "int8"
         self._score_rounding = Rounding(kernel.scores, kernel.scores_dtype, self._buffers, "score_", bias)
         self._result_rounding = Rounding(kernel.result, kernel.output.dtype, self._buffers, "result_")
@@ -324,7 +326,7 @@ class _Rows:
 
         v.over_row(keys, self._count, body)
         if total is not None:
-            T.buffer_store(terms, v.reduce("add", total.value) * -zeros.flipped_right, [row])
+            T.buffer_store(terms, v.reduce("add", total.value) * e.number(-zeros.flipped_right, "int32"), [row])
 
     @property
     def _items(self) -> int:

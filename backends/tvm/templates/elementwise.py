@@ -6,6 +6,7 @@ All operands are contiguous or constant along the innermost loop. ``serves`` say
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,7 @@ def emit(kernel: ElementwiseKernel, target: KernelTarget) -> tirx.PrimFunc:
 
     def body(buffers: list[Buffer]) -> None:
         sizes.bind(buffers)
+        operation = e.resolved(kernel.operation, {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)})
         *outer, length = (sizes(size) for size in kernel.shape)
         inputs, output = buffers[: len(kernel.operands)], buffers[len(kernel.operands)]
         blocks = 1 if outer else (length + _BLOCK - 1) // _BLOCK
@@ -61,7 +63,7 @@ def emit(kernel: ElementwiseKernel, target: KernelTarget) -> tirx.PrimFunc:
             count = length if outer or (isinstance(length, int) and length <= _BLOCK) else T.Bind(T.min(length - first, _BLOCK))
             starts = [T.Bind(v.position(each, index if outer else []) + first * each.strides[-1]) for each in kernel.operands]
             end = T.Bind(v.position(kernel.output, index if outer else []) + first)
-            step, lanes = _step(kernel, target, inputs, starts)
+            step, lanes = _step(dataclasses.replace(kernel, operation=operation), target, inputs, starts)
 
             def store(at: Expr, rest: Expr | None) -> None:
                 v.store(output, end + at, step(at), rest)
@@ -91,15 +93,16 @@ def _step(kernel: ElementwiseKernel, target: KernelTarget, buffers: list[Buffer]
         loaded = e.load(buffers[number], starts[number] + at, lanes)
         return loaded if v.element(loaded) == "int32" else e.cast(loaded, "int32")
 
-    def scaled(number: int, pre_shift: int, zero_point: int, at: Expr) -> Expr:
+    def scaled(number: int, pre_shift: int, zero_point: Expr, at: Expr) -> Expr:
         value = load(number, at)
-        centred = T.Bind(value - v.like(value, zero_point)) if zero_point else value
+        centred = value if e.is_zero(zero_point) else T.Bind(value - v.like(value, zero_point))
         return v.multiply_halves(T.Bind(T.shift_left(centred, load(pre_shift, at))), load(pre_shift + 1, at))
 
     def add(at: Expr) -> Expr:
         assert isinstance(operation, Add)  # chosen below
         both = T.Bind(scaled(0, 2, operation.zero_point_a, at) + scaled(1, 4, operation.zero_point_b, at))
-        rounded = T.Bind(T.shift_right(T.Bind(both + v.like(both, 1 << (operation.shift - 1))), v.like(both, operation.shift)))
+        rounding, shift = v.like(both, e.half(operation.shift)), v.like(both, e.amount(operation.shift))
+        rounded = T.Bind(T.shift_right(T.Bind(both + rounding), shift))
         return _saturated(rounded, operation, kernel.output.dtype)
 
     def requantize(at: Expr) -> Expr:
@@ -114,9 +117,9 @@ def _step(kernel: ElementwiseKernel, target: KernelTarget, buffers: list[Buffer]
 
 def _saturated(value: Expr, operation: Add | Requantize, dtype: str) -> Expr:
     """Zero point, clamp, and the output's type; the bounds move instead of the value, which may be anything in 32 bits."""
-    low, high = (max(-(2**31), min(bound - operation.zero_point, 2**31 - 1)) for bound in (operation.low, operation.high))
-    bounded = v.clamp(value, low, high)
-    moved = T.Bind(bounded + v.like(bounded, operation.zero_point)) if operation.zero_point else bounded
+    zero_point = operation.zero_point
+    bounded = v.clamp(value, *e.centred_bounds(operation.low, operation.high, zero_point))
+    moved = bounded if e.is_zero(zero_point) else T.Bind(bounded + v.like(bounded, zero_point))
     return moved if dtype == "int32" else e.cast(moved, dtype)
 
 

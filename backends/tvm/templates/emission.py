@@ -5,7 +5,7 @@ Every value is bound to a name at once (``T.Bind``): TIR has no sharing, an expr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from qcompiler.backends.tvm import sharing
 from qcompiler.backends.tvm.kernels import Extent
 from qcompiler.backends.tvm.templates.layout import Parameter
 
@@ -23,6 +24,7 @@ Expr = Any
 Buffer = Any
 
 _CACHE_LINE = 64  # bytes
+_SMALLEST, _LARGEST = -(2**31), 2**31 - 1
 
 # By the bits of a vector.
 _PACK_WORDS = {512: "avx512.packssdw.512", 256: "avx2.packssdw", 128: "sse2.packssdw.128"}
@@ -48,6 +50,42 @@ def function(parameters: Sequence[Parameter], body: Callable[[list[Buffer]], Non
             ]
         )
     return builder.get()
+
+
+def resolved(kernel: Any, buffers: Mapping[str, Buffer]) -> Any:
+    """The kernel with its open numbers, which are read here, as int64 variables."""
+    return sharing.resolved(kernel, lambda index: T.Bind(buffers["numbers"][index]))
+
+
+def is_zero(number: Expr) -> bool:
+    """Whether a number is known to be 0; a variable is not."""
+    return isinstance(number, int) and number == 0
+
+
+def number(value: Expr, dtype: str) -> Expr:
+    """A number of a kernel, known or a variable, in this type."""
+    return T.IntImm(dtype, value) if isinstance(value, int) else T.Cast(dtype, value)
+
+
+def amount(shift: Expr) -> Expr:
+    """A number to shift 32 bits by, of which TVM sees the range (see ``shifts``)."""
+    return shift if isinstance(shift, int) else T.bitwise_and(shift, T.int64(31))
+
+
+def half(shift: Expr) -> Expr:
+    """``2^(shift - 1)``, the rounding term of a shift; 0 for 0."""
+    if isinstance(shift, int):
+        return (1 << shift) >> 1
+    return T.Bind(T.shift_right(T.shift_left(T.int64(1), amount(shift)), T.int64(1)))
+
+
+def centred_bounds(low: Expr, high: Expr, zero_point: Expr) -> tuple[Expr, Expr]:
+    """``low - zero_point`` and ``high - zero_point``, within int32."""
+    if all(isinstance(value, int) for value in (low, high, zero_point)):
+        return max(low - zero_point, _SMALLEST), min(high - zero_point, _LARGEST)
+    moved = (number(bound, "int64") - number(zero_point, "int64") for bound in (low, high))
+    below, above = (T.Bind(T.max(T.min(bound, T.int64(_LARGEST)), T.int64(_SMALLEST))) for bound in moved)
+    return below, above
 
 
 @contextmanager
@@ -146,9 +184,9 @@ def _store_element(buffer: Buffer, offset: Expr, value: Expr) -> None:
     T.buffer_store(buffer, value, [offset])
 
 
-def constant(value: int, element: str, count: int) -> Expr:
+def constant(value: Expr, element: str, count: int) -> Expr:
     """The same number in all lanes."""
-    return T.Broadcast(T.IntImm(element, value), count)
+    return T.Broadcast(number(value, element), count)
 
 
 def cast(vector: Expr, element: str) -> Expr:

@@ -42,7 +42,7 @@ class Epilogue:
 
     def __init__(self, kernel: ConvolutionKernel, buffers: Mapping[str, Buffer], permutes_bytes: bool) -> None:
         self._output = kernel.output
-        self._epilogue = kernel.epilogue
+        self._epilogue: Requantization | ResidualAdd | None = e.resolved(kernel.epilogue, buffers)
         self._wide = is_wide(kernel)
         self._table = kernel.table
         self._buffers = buffers
@@ -73,7 +73,7 @@ class Epilogue:
 
     def _packs_words(self, chunk: Chunk) -> bool:
         """Whether vpackssdw makes the outputs: int16 without a zero point, of which saturation is the outer part of the clamp."""
-        return self._output.dtype == "int16" and chunk.vectors == 2 and self._epilogue is not None and self._epilogue.zero_point == 0
+        return self._output.dtype == "int16" and chunk.vectors == 2 and self._epilogue is not None and e.is_zero(self._epilogue.zero_point)
 
     def _packed_words(self, sums: Sequence[Expr], chunk: Chunk, place: Place) -> Expr:
         assert self._epilogue is not None  # by _packs_words
@@ -83,7 +83,7 @@ class Epilogue:
         """``clamp(value + zero_point)`` without leaving int32: the bounds move instead of the value."""
         assert self._epilogue is not None
         zero_point = self._epilogue.zero_point
-        bounded = _clamp(value, self._epilogue.low - zero_point, self._epilogue.high - zero_point)
+        bounded = _clamp(value, *e.centred_bounds(self._epilogue.low, self._epilogue.high, zero_point))
         return T.Bind(bounded + e.constant(zero_point, "int32", e.lanes(value)))
 
     def _store_bytes(self, sums: Sequence[Expr], chunk: Chunk, place: Place, at: Expr) -> None:
@@ -113,7 +113,7 @@ class Epilogue:
     def _bytes(self, words: Sequence[Expr]) -> Expr:
         assert self._epilogue is not None
         low, high, unsigned = self._epilogue.low, self._epilogue.high, self._output.dtype == "uint8"
-        if self._epilogue.zero_point:
+        if not e.is_zero(self._epilogue.zero_point):
             words = [e.add_saturating(word, e.constant(self._epilogue.zero_point, "int16", e.lanes(word))) for word in words]
         if len(words) == 1:
             return e.reinterpret(e.cast(_clamp(words[0], low, high), self._output.dtype), "int8")
@@ -175,7 +175,7 @@ class Epilogue:
 
     def _exact64(self, total: Expr, place: Place, index: int) -> Expr:
         assert self._epilogue is not None
-        low, high = self._epilogue.low - self._epilogue.zero_point, self._epilogue.high - self._epilogue.zero_point
+        low, high = e.centred_bounds(self._epilogue.low, self._epilogue.high, self._epilogue.zero_point)
         roundings, shifts = (self._halves(name, place, index, total) for name in ("rounding", "shift"))
         products = self._products(total, place, index)
         shifted = [T.Bind(T.shift_right(a + b, c)) for a, b, c in zip(products, roundings, shifts, strict=True)]
@@ -187,9 +187,9 @@ class Epilogue:
         shifted = T.Bind(T.shift_left(centred, e.load(self._buffers["operand_pre_shift"], 0, count)))
         multiplier = e.sign_extended(e.load(self._buffers["operand_multiplier"], 0, count // 2))
         other = e.join_high_halves(T.Bind(e.even_lanes(shifted) * multiplier), T.Bind(e.odd_lanes(shifted) * multiplier))
-        rounding = e.constant(1 << (epilogue.shift - 1), "int32", count)
+        rounding = e.constant(e.half(epilogue.shift), "int32", count)
         both = T.Bind(self._high_half(total, place, index) + other + rounding)
-        return T.Bind(T.shift_right(both, e.constant(epilogue.shift, "int32", count)))
+        return T.Bind(T.shift_right(both, e.constant(e.amount(epilogue.shift), "int32", count)))
 
     def _operands(self, epilogue: ResidualAdd, chunk: Chunk, place: Place) -> list[Expr]:
         """The other feature map's values in the order of the accumulators."""
@@ -240,13 +240,13 @@ def _join_words(values: Sequence[Expr]) -> list[Expr]:
     return [e.pack_words(low, high) for low, high in zip(values[::2], values[1::2], strict=True)]
 
 
-def _clamp(vector: Expr, low: int, high: int) -> Expr:
-    """Bounds that the element type implies cost nothing."""
+def _clamp(vector: Expr, low: Expr, high: Expr) -> Expr:
+    """Bounds that the element type is known to imply cost nothing."""
     element = str(vector.ty.dtype).split("x")[0]
     limits = np.iinfo(element)
     count = e.lanes(vector)
-    if low > limits.min:
+    if not isinstance(low, int) or low > limits.min:
         vector = T.Bind(T.max(vector, e.constant(low, element, count)))
-    if high < limits.max:
+    if not isinstance(high, int) or high < limits.max:
         vector = T.Bind(T.min(vector, e.constant(high, element, count)))
     return vector

@@ -20,6 +20,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.backends.tvm import sharing
 from qcompiler.backends.tvm.kernels import Activation, ConvolutionKernel, ResidualAdd
 from qcompiler.errors import TargetError
 
@@ -107,12 +108,14 @@ def epilogue_parameters(kernel: ConvolutionKernel, channels: int) -> tuple[Param
 def kernel_parameters(kernel: ConvolutionKernel, weights: Parameter, channels: int) -> tuple[Parameter, ...]:
     """All arguments of a kernel. 8-bit maps are declared as int8: the templates read and write bytes."""
     operand = kernel.epilogue.operand if isinstance(kernel.epilogue, ResidualAdd) else None
+    numbers = sharing.count(kernel)
     return (
         Parameter("input", "int8", kernel.input.elements),
         *([Parameter("operand", operand.dtype, operand.elements)] if operand else []),
         weights,
         *epilogue_parameters(kernel, channels),
         Parameter("output", kernel.output.dtype.removeprefix("u"), kernel.output.elements),
+        *([Parameter("numbers", "int64", numbers)] if numbers else []),
         *([Parameter("extents", "int32", 1)] if kernel.rows is not None else []),
     )
 

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from qcompiler.backends.tvm.target import KernelTarget
 
 _BLOCK = 8  # rows
-_SMALLEST, _LARGEST = -(2**31), 2**31 - 1
 
 
 def emit(kernel: NormalizationKernel, target: KernelTarget) -> tirx.PrimFunc:
@@ -51,7 +50,7 @@ def emit(kernel: NormalizationKernel, target: KernelTarget) -> tirx.PrimFunc:
     def body(buffers: list[Buffer]) -> None:
         sizes.bind(buffers)
         named = {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)}
-        _Normalization(kernel, target.vector_bytes, named, sizes).emit()
+        _Normalization(e.resolved(kernel, named), target.vector_bytes, named, sizes).emit()
 
     return e.function(parameters, body)
 
@@ -108,8 +107,8 @@ class _Normalization:
             self._reduce(*source(row), row, sums, shifts, reduced, powers)
         factors = e.scratch(_BLOCK, "int32")
         factor = self._factors(e.load(powers, 0, _BLOCK), e.load(shifts, 0, _BLOCK))
-        if kernel.affine is not None and kernel.affine.pre_shift:
-            factor = T.Bind(T.shift_left(factor, v.like(factor, kernel.affine.pre_shift)))
+        if kernel.affine is not None and kernel.affine.pre_shift is not None:
+            factor = _shifted_left(factor, kernel.affine.pre_shift)
         e.store(factors, 0, factor)
         self._scale(rows, reduced, factors, start)
 
@@ -135,7 +134,7 @@ class _Normalization:
             average = v.reduce("add", total.value)
             above, below = T.Bind(high * self._length - average), T.Bind(average - low * self._length)
         else:
-            average = T.Bind(T.int32(self._kernel.operation.zero_point))
+            average = T.Bind(e.number(self._kernel.operation.zero_point, "int32"))
             above, below = T.Bind(high - average), T.Bind(average - low)
         T.buffer_store(sums, average, [row])
         T.buffer_store(magnitudes, v.maximum(above, below), [row])
@@ -210,11 +209,9 @@ class _Normalization:
         return {name: e.load(buffer, at, self._lanes) for name, buffer in named.items() if buffer is not None}
 
     def _affine(self, affine: RowAffine, y: Expr, channel: Mapping[str, Expr]) -> Expr:
-        if affine.input_zero_point:
-            y = T.Bind(y - v.like(y, affine.input_zero_point))
-        if "pre_shift" in channel or affine.pre_shift:
-            y = T.Bind(T.shift_left(y, channel.get("pre_shift", v.like(y, affine.pre_shift or 0))))
-        shift = channel["shift"] if affine.shift is None else v.like(y, affine.shift)
+        y = _centred(y, affine.input_zero_point)
+        y = T.Bind(T.shift_left(y, channel["pre_shift"])) if affine.pre_shift is None else _shifted_left(y, affine.pre_shift)
+        shift = channel["shift"] if affine.shift is None else v.like(y, e.amount(affine.shift))
         value = T.Bind(T.shift_right(v.multiply_halves(y, channel["multiplier"]) + channel["offset"], shift))
         return _saturated(value, 0 if affine.offset_has_zero_point else affine.zero_point, affine.low, affine.high)
 
@@ -232,7 +229,7 @@ class _Normalization:
         narrowing = self._kernel.narrowing
         assert isinstance(narrowing, Requantize)  # the caller's guard
         pre_shift, multiplier, shift = parameters
-        centred = T.Bind(value - v.like(value, narrowing.input_zero_point)) if narrowing.input_zero_point else value
+        centred = _centred(value, narrowing.input_zero_point)
         if narrowing.form == "high":
             scaled = v.multiply_halves(T.Bind(T.shift_left(centred, pre_shift)), multiplier)
         else:
@@ -263,10 +260,9 @@ class _Normalization:
                 )
                 high = v.multiply_halves(T.Bind(T.shift_left(a, parameters[0])), parameters[1])
                 other = v.multiply_halves(T.Bind(T.shift_left(b, parameters[2])), parameters[3])
-                both = T.Bind(high + other + v.like(high, 1 << (addition.shift - 1)))
-                value = _saturated(
-                    T.Bind(T.shift_right(both, v.like(both, addition.shift))), addition.zero_point, addition.low, addition.high
-                )
+                both = T.Bind(high + other + v.like(high, e.half(addition.shift)))
+                rounded = T.Bind(T.shift_right(both, v.like(both, e.amount(addition.shift))))
+                value = _saturated(rounded, addition.zero_point, addition.low, addition.high)
                 v.store(sums, result + at, e.cast(value, "int16" if total is None else total.dtype), rest)
 
             v.over_row(self._length, self._lanes, step)
@@ -276,10 +272,18 @@ class _Normalization:
 _ADDITION_PARAMETERS = ("sum_pre_shift_a", "sum_multiplier_a", "sum_pre_shift_b", "sum_multiplier_b")
 
 
-def _saturated(value: Expr, zero_point: int, low: int, high: int) -> Expr:
+def _saturated(value: Expr, zero_point: Expr, low: Expr, high: Expr) -> Expr:
     """``clamp(value + zero_point)`` without leaving int32: the bounds move instead of the value."""
-    bounded = v.clamp(value, max(low - zero_point, _SMALLEST), min(high - zero_point, _LARGEST))
-    return T.Bind(bounded + v.like(bounded, zero_point)) if zero_point else bounded
+    bounded = v.clamp(value, *e.centred_bounds(low, high, zero_point))
+    return bounded if e.is_zero(zero_point) else T.Bind(bounded + v.like(bounded, zero_point))
+
+
+def _centred(value: Expr, zero_point: Expr) -> Expr:
+    return value if e.is_zero(zero_point) else T.Bind(value - v.like(value, zero_point))
+
+
+def _shifted_left(value: Expr, shift: Expr) -> Expr:
+    return value if e.is_zero(shift) else T.Bind(T.shift_left(value, v.like(value, e.amount(shift))))
 
 
 def _rounding_shift(value: Expr, shift: Expr) -> Expr:

@@ -64,7 +64,7 @@ def emit(kernel: MatrixProductKernel, target: str) -> tirx.PrimFunc:
     def body(buffers: list[Buffer]) -> None:
         sizes.bind(buffers)
         named = {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)}
-        _emit_panels(kernel, scheme(target, kernel.a.dtype), named, sizes)
+        _emit_panels(e.resolved(kernel, named), scheme(target, kernel.a.dtype), named, sizes)
 
     return e.function(parameters, body)
 
@@ -176,32 +176,32 @@ class Zeros:
 
     how: Scheme
     left_dtype: str
-    left: int
+    left: Expr
     right_dtype: str
-    right: int
+    right: Expr
 
     @property
-    def flipped_left(self) -> int:
+    def flipped_left(self) -> Expr:
         """za'."""
         if self.how.kind == "words":
             return 0
         return self.left + (_BYTE_MIDDLE if self.left_dtype == "int8" else 0)
 
     @property
-    def flipped_right(self) -> int:
+    def flipped_right(self) -> Expr:
         """zb'."""
         if self.how.kind == "words":
             return 0
         return self.right - (_BYTE_MIDDLE if self.right_dtype == "uint8" else 0)
 
 
-def _converted(how: Scheme, vector: Expr, dtype: str, zero_point: int, flips: bool) -> Expr:
+def _converted(how: Scheme, vector: Expr, dtype: str, zero_point: Expr, flips: bool) -> Expr:
     """What the instructions multiply: bytes with the top bit flipped where ``flips``, or centred int16."""
     if how.kind != "words":
         raw = e.reinterpret(vector, "int8")
         return T.Bind(T.bitwise_xor(raw, v.like(raw, _TOP_BIT))) if flips else raw
     wide = e.cast(vector, "int16")
-    return T.Bind(wide - v.like(wide, zero_point)) if zero_point else wide
+    return T.Bind(wide - v.like(wide, zero_point)) if not e.is_zero(zero_point) else wide
 
 
 class Left:
@@ -230,7 +230,7 @@ class Left:
     def row_terms(self, rows: Expr, length: Expr, zeros: Zeros) -> Buffer | None:
         """``-zb' sum_k a'`` of the first rows, whose sums are over ``length`` elements; None where all are 0."""
         how = self._how
-        if zeros.flipped_right == 0:
+        if e.is_zero(zeros.flipped_right):
             return None
         with T.serial(0, rows) as row:
             total = v.Register(e.constant(0, "int32", how.lanes))
@@ -238,7 +238,7 @@ class Left:
             with T.serial(0, (length + (how.cells - 1)) // how.cells) as part:
                 vector = e.load(self.buffer, row * self.pitch + part * how.cells, how.cells)
                 total.set(e.dot_bytes(total.value, vector, e.constant(1, "int8", how.cells)))
-            T.buffer_store(self._terms, v.reduce("add", total.value) * -zeros.flipped_right, [row])
+            T.buffer_store(self._terms, v.reduce("add", total.value) * e.number(-zeros.flipped_right, "int32"), [row])
         return self._terms
 
 
@@ -301,11 +301,11 @@ class Right:
 
     def columns(self, zeros: Zeros) -> Buffer | None:
         """``-za' sum_k b' + K za' zb'`` of each packed column, in the order of the accumulators; None where all are 0."""
-        return self._corrections if zeros.flipped_left else None
+        return None if e.is_zero(zeros.flipped_left) else self._corrections
 
     def correct(self, chunk: Chunk, vector: Expr, length: Expr, zeros: Zeros) -> None:
         """Compute these for a packed chunk."""
-        if zeros.flipped_left == 0:
+        if e.is_zero(zeros.flipped_left):
             return
         how = self._how
         with T.serial(0, chunk.vectors) as index:
@@ -313,7 +313,7 @@ class Right:
             with T.serial(0, T.Bind((length + (how.group - 1)) // how.group)) as group:
                 cells = e.load(self.buffer, (vector + index) * self.pitch + group * how.cells, how.cells)
                 total.set(e.dot_bytes(total.value, e.constant(1, "int8", how.cells), cells))
-            both = v.splat(length * (zeros.flipped_left * zeros.flipped_right), how.lanes)
+            both = v.splat(T.Bind(e.number(zeros.flipped_left * zeros.flipped_right, "int32") * length), how.lanes)
             value = T.Bind(both - T.Bind(total.value * e.constant(zeros.flipped_left, "int32", how.lanes)))
             e.store(self._corrections, (vector + index) * how.lanes, value)
 

@@ -115,7 +115,7 @@ def _normalize(operation: Normalize, row: Row) -> None:
     row.over(lambda at, rest: row.store(at, rest, x.shift_right(T.Bind(T.Bind(row.load(at) - means) * factor), 1)))
 
 
-def _rounded_mean(total: Expr, length: int, zero_point: int) -> Expr:
+def _rounded_mean(total: Expr, length: int, zero_point: Expr) -> Expr:
     """``i_vit.rounded_mean`` of x - zero point, plus the zero point again: what is subtracted from x itself."""
     doubled = T.Bind((T.cast(total, "int64") - T.int64(length * zero_point)) * T.int64(2) + T.int64(length))
     mean = T.Bind(T.floordiv(doubled, T.int64(2 * length)))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 from tvm.tirx.script import builder as T
 
+from qcompiler.backends.tvm import sharing
 from qcompiler.backends.tvm.kernels import Operand, Size, is_dynamic, maxima
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
@@ -33,15 +34,20 @@ class Register:
 
 
 class Sizes:
-    """The ends of loops: numbers, or for dynamic sizes what the kernel's last pointer says."""
+    """The ends of loops: numbers, or for dynamic sizes what the kernel's last pointer says. ``parameters``: that of open numbers too."""
 
     def __init__(self, kernel: object) -> None:
-        self.parameters = [Parameter("extents", "int32", 1)] if is_dynamic(kernel) else []
+        numbers = sharing.count(kernel)
+        self._is_dynamic = is_dynamic(kernel)
+        self.parameters = [
+            *([Parameter("numbers", "int64", numbers)] if numbers else []),
+            *([Parameter("extents", "int32", 1)] if self._is_dynamic else []),
+        ]
         self._symbol: Expr = None
 
     def bind(self, buffers: Sequence[Buffer]) -> None:
         """Read the symbol's value, once, from the last of the kernel's buffers."""
-        if self.parameters:
+        if self._is_dynamic:
             self._symbol = T.Bind(buffers[-1][0])
 
     def __call__(self, size: Size) -> Expr:
@@ -129,7 +135,7 @@ def minimum(x: Expr, y: Expr) -> Expr:
     return T.Bind(T.min(x, y))
 
 
-def clamp(vector: Expr, low: int, high: int) -> Expr:
+def clamp(vector: Expr, low: Expr, high: Expr) -> Expr:
     """Each lane brought into the bounds."""
     count, kind = e.lanes(vector), element(vector)
     return T.Bind(T.max(T.min(vector, e.constant(high, kind, count)), e.constant(low, kind, count)))
@@ -160,10 +166,10 @@ def over_shape(ends: Sequence[Expr]) -> Iterator[list[Expr]]:
         yield [rest, *index] if ends else []
 
 
-def like(vector: Expr, value: int) -> Expr:
+def like(vector: Expr, value: Expr) -> Expr:
     """The number in all lanes of a vector of this type; a number for a number."""
     count = e.lanes(vector)
-    return e.constant(value, element(vector), count) if count > 1 else T.IntImm(element(vector), value)
+    return e.constant(value, element(vector), count) if count > 1 else e.number(value, element(vector))
 
 
 def multiply_halves(value: Expr, multiplier: Expr) -> Expr:

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from qcompiler.arithmetic import requantize
-from qcompiler.backends.tvm.kernels import Activation, ConvolutionKernel, Requantization, ResidualAdd
+from qcompiler.backends.tvm.kernels import Activation, ConvolutionKernel, Kernel, Requantization, ResidualAdd
+from qcompiler.backends.tvm.sharing import share
 from qcompiler.backends.tvm.target import available
 
 Array = NDArray[Any]
@@ -155,8 +156,9 @@ def expected(case: Case) -> Array:
 class CompiledKernel:
     """The machine code of a kernel, ready to be called."""
 
-    def __init__(self, kernel: ConvolutionKernel, target: str, library: Path) -> None:
+    def __init__(self, kernel: ConvolutionKernel, target: str, library: Path, numbers: Sequence[int]) -> None:
         self._kernel = kernel
+        self._numbers = np.array(numbers, np.int64)
         self._target = target
         self._function = ctypes.CDLL(str(library)).kernel
 
@@ -169,7 +171,7 @@ class CompiledKernel:
         memory, start = aligned_memory(size)
         maps = [case.input] if case.operand is None else [case.input, case.operand]
         arguments = [aligned(each) for each in (*maps, *packing.pack(self._kernel, self._target, case.constants))]
-        pointers = [ctypes.c_void_p(each.ctypes.data) for each in (*arguments, memory[start:])]
+        pointers = [ctypes.c_void_p(each.ctypes.data) for each in (*arguments, memory[start:], self._numbers)]
         assert self._function(*pointers) == 0
         written = interior(output, memory[start : start + size].view(output.dtype))
         result = written.copy()
@@ -208,23 +210,25 @@ def compile_kernel(launcher: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from qcompiler.backends.tvm.target import TARGETS
 
     folder = tmp_path_factory.mktemp("kernels")
-    numbers = itertools.count()
+    names = itertools.count()
 
     def compile_one(kernel: ConvolutionKernel, target: str) -> CompiledKernel:
-        path = folder / f"{next(numbers)}.so"
-        code = codegen.build_object(templates.emit(kernel, target, "kernel"), TARGETS[target], "kernel")
+        path = folder / f"{next(names)}.so"
+        shared, numbers = share(kernel)
+        assert isinstance(shared, ConvolutionKernel)
+        code = codegen.build_object(templates.emit(shared, target, "kernel"), TARGETS[target], "kernel")
         path.with_suffix(".o").write_bytes(code)
         subprocess.run(["gcc", "-shared", "-pthread", "-o", path, path.with_suffix(".o"), launcher], check=True)
-        return CompiledKernel(kernel, target, path)
+        return CompiledKernel(kernel, target, path, numbers)
 
     return compile_one
 
 
 @pytest.fixture(scope="session")
 def run_function(launcher: Path, tmp_path_factory: pytest.TempPathFactory, emulated_amx: Callable[[], int]) -> Callable[..., Array]:
-    """Compiles a function for a target, calls it on arrays and a buffer of ``size`` elements full of GUARD, gives that buffer.
+    """Emits a kernel for a target, calls it on arrays and a buffer of ``size`` elements full of GUARD, gives that buffer.
 
-    ``after``: arrays that follow the output. Fails where anything around the output was written. Of AMX only the tiles are emulated.
+    The kernel is the one that all share that differ from it in numbers alone. ``after``: arrays that follow the output. Fails where anything around the output was written. Of AMX only the tiles are emulated.
     """
     from qcompiler.backends.tvm import codegen
     from qcompiler.backends.tvm.target import TARGETS
@@ -232,15 +236,19 @@ def run_function(launcher: Path, tmp_path_factory: pytest.TempPathFactory, emula
     folder = tmp_path_factory.mktemp("functions")
     numbers = itertools.count()
 
-    def run(function: Any, target: str, arrays: Sequence[Array], size: int, dtype: str, after: Sequence[Array] = ()) -> Array:
+    def run(
+        emit: Callable[..., Any], kernel: Kernel, target: str, arrays: Sequence[Array], size: int, dtype: str, after: Sequence[Array] = ()
+    ) -> Array:
         if reason := available("x86-64-vnni" if target == "x86-64-amx" else target):
             pytest.skip(reason)
         path = folder / f"{next(numbers)}.so"
-        path.with_suffix(".o").write_bytes(codegen.build_object(function, TARGETS[target], "kernel"))
+        shared, open_numbers = share(kernel)
+        path.with_suffix(".o").write_bytes(codegen.build_object(emit(shared, target), TARGETS[target], "kernel"))
         subprocess.run(["gcc", "-shared", "-pthread", "-o", path, path.with_suffix(".o"), launcher], check=True)
         size_in_bytes = size * np.dtype(dtype).itemsize
         memory, start = aligned_memory(size_in_bytes)
-        kept = [*map(aligned, arrays), memory[start:], *map(aligned, after)]
+        read = [np.array(open_numbers, np.int64)] if open_numbers else []
+        kept = [*map(aligned, arrays), memory[start:], *read, *map(aligned, after)]
         assert ctypes.CDLL(str(path)).kernel(*(ctypes.c_void_p(each.ctypes.data) for each in kept)) == 0
         result = memory[start : start + size_in_bytes].copy()
         memory[start : start + size_in_bytes] = GUARD

@@ -143,7 +143,7 @@ def test_equals_reference(name: str, target: str, run_function: Callable[..., An
     arrays = [q, k, v, *score_parameters, np.asarray(table), *masks, *result_parameters]
     after = [np.array([case.length], np.int32)] if case.length is not None else []
     size = case.queries * case.heads * case.value_depth
-    got = run_function(attention.emit(case.kernel, target), target, arrays, size, case.output, after)
+    got = run_function(attention.emit, case.kernel, target, arrays, size, case.output, after)
     assert np.array_equal(got.reshape(case.queries, case.heads, -1)[:queries].transpose(1, 0, 2), want)
 
 

@@ -113,7 +113,7 @@ def test_equals_reference(name: str, target: str, run_function: Callable[..., An
         want = np.asarray(requantize.saturate(scaled, case.spec.zero_point, case.spec.low, case.spec.high, NAMES[case.output]))
     after = [np.array([next(iter(case.extents.values()))], np.int32)] if case.extents else []
     size = case.batch * case.rows * case.columns
-    got = run_function(product.emit(kernel, target), target, [a, b, *parameters], size, case.output, after)
+    got = run_function(product.emit, kernel, target, [a, b, *parameters], size, case.output, after)
     assert np.array_equal(got.reshape(case.batch, case.rows, case.columns)[:, :rows, :columns], want)
 
 
