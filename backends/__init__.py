@@ -7,3 +7,6 @@ BACKENDS = {
     "tvm": "qcompiler.backends.tvm:backend",
     "reference": "qcompiler.backends.reference:backend",
 }
+
+# Formats of files for other runtimes: name -> address of the ``exporter`` object.
+EXPORTERS = {"onnx": "qcompiler.backends.onnx:exporter"}

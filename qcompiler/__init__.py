@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qcompiler.api import Module, capture, compile, load, quantize
+    from qcompiler.api import Module, capture, compile, export_onnx, load, quantize
     from qcompiler.ir.program import Program
 
 __version__ = "0.1.0"
@@ -19,11 +19,12 @@ _LAZY = {
     "quantize": "qcompiler.api",
     "compile": "qcompiler.api",
     "load": "qcompiler.api",
+    "export_onnx": "qcompiler.api",
     "Module": "qcompiler.api",
     "Program": "qcompiler.ir.program",
 }
 
-__all__ = ["Module", "Program", "capture", "compile", "load", "quantize"]
+__all__ = ["Module", "Program", "capture", "compile", "export_onnx", "load", "quantize"]
 
 
 class _Package(ModuleType):

@@ -1,4 +1,4 @@
-"""The public functions: capture, quantize, compile, load; and Module, what they end in."""
+"""The public functions: capture, quantize, compile, load, export_onnx; and Module, what they end in."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from qcompiler.pipeline.instruments import Instrument
 from qcompiler.pipeline.manager import PassManager
 from qcompiler.pipeline.progress import Progress, SilentProgress, TerminalProgress
 from qcompiler.pipeline.recipes import load_recipe, override
-from qcompiler.pipeline.registry import find_target
+from qcompiler.pipeline.registry import find_exporter, find_target
 from qcompiler.pipeline.text import parse_pipeline
 
-__all__ = ["Module", "Verification", "capture", "compile", "load", "quantize"]
+__all__ = ["Module", "Verification", "capture", "compile", "export_onnx", "load", "quantize"]
 
 
 def quantize(
@@ -113,6 +113,31 @@ def compile(
     (progress or _default_progress()).say(f"generating code for target {target}")
     compiled = backend.compile(program, target, time_limit=time_limit)
     return Module(program, compiled, backend, make_test_vectors(program), threads, recipe_name)
+
+
+def export_onnx(program: Program, path: str | Path, format: str = "integer", opset: int | None = None) -> None:
+    """Write a program as an ONNX file, in one step: a failure leaves an older file as it was.
+
+    Args:
+        program: at stage INTEGER for ``integer``, QDQ for ``qdq`` (``quantize`` with ``passes`` that end before ``lower-integer``), FLOAT
+            for ``float``, which is written in the form that ``canonicalize`` gives.
+        path: where the file goes; weights of more than 2 GB go beside it, into ``path`` + ``.data``.
+        format: ``integer``: standard ops on integers between QuantizeLinear and DequantizeLinear, which give the very integers of
+            ``program.run_integer``; ``qdq``: float ops between pairs of QuantizeLinear and DequantizeLinear, for runtimes that fuse
+            those; ``float``.
+        opset: from 13 to the newest that ``onnx`` knows; None: 21.
+
+    Raises:
+        UnknownNameError: no such format.
+        QCompilerError: the program is at another stage; says what to do.
+        UnsupportedOpError: an op has no form in ONNX, or none in that opset; names the node.
+        ArtifactError: the file cannot be written.
+    """
+    exporter = find_exporter("onnx")
+    exporter.check(format, opset)
+    if exporter.stage(format) is Stage.FLOAT and program.stage is Stage.FLOAT:
+        program = PassManager(parse_pipeline("canonicalize")).run(program)
+    exporter.export(program, Path(path), format, opset)
 
 
 def load(path: str | Path, threads: int | None = None) -> Module:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from qcompiler.errors import ArtifactError, CaptureError, QCompilerError
+from qcompiler.errors import ArtifactError, CalibrationError, CaptureError, QCompilerError
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qcompiler.api import Module
     from qcompiler.calibration.data import DataSource
     from qcompiler.ir.program import Program, ValueSpec
+    from qcompiler.ir.types import Stage
     from qcompiler.pipeline.instruments import Instrument
 
 app = typer.Typer(
@@ -123,6 +124,42 @@ def compile_command(
     _print_noise(instruments)
     typer.echo(f"{output}: {output.stat().st_size / 1e6:.2f} MB, target {module.target}, {_ops(module.program)}")
     _print_lines(note for record in history for note in record.notes if note.startswith("stays in float: "))
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="as 'compile' takes it, or an artifact FILE.qca for format 'integer'")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT.onnx", help="where the file goes")],
+    format: Annotated[str, typer.Option(metavar="NAME", help="integer, qdq or float")] = "integer",
+    opset: Annotated[int | None, typer.Option(help="version of ONNX (default: 21)")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(metavar="DATA", help="file.npz, a folder of .npy/.npz, or package.module:factory; float needs none")
+    ] = None,
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE.yaml", help="see 'qcompiler recipes'")] = "int8",
+    option: Annotated[list[str] | None, typer.Option(metavar="PASS.OPTION=VALUE", help="replace an option; may be repeated")] = None,
+    allow_float: Annotated[
+        list[str] | None, typer.Option(metavar="OP", help="an op that may stay in float, as aten.sin.default; may be repeated")
+    ] = None,
+) -> None:
+    """Write a model as an ONNX file: integers only, quantized for other runtimes, or float."""
+    options = dict(_key_and_value(item) for item in option or ())
+    _check_output(output)
+    _check_names(recipe, None, options, "native")
+
+    from qcompiler import api
+    from qcompiler.pipeline.registry import find_exporter
+
+    exporter = find_exporter("onnx")
+    exporter.check(format, opset)
+    if model.endswith(".qca"):
+        program = api.open_artifact(model).program
+    else:
+        with _quiet_libraries(context.obj["verbose"]):
+            program = _capture(model, calibration, tuple(allow_float or ()))
+        program = _at_stage(program, exporter.stage(format), calibration, recipe, options, allow_float or ())
+    api.export_onnx(program, output, format, opset)
+    typer.echo(f"{output}: {output.stat().st_size / 1e6:.2f} MB, format {format}")
 
 
 @app.command()
@@ -280,7 +317,29 @@ def _check_names(recipe: str, passes: str | None, options: dict[str, str], targe
     find_target(target)
 
 
-def _capture(model: str, calibration: str, allow_float: tuple[str, ...] = ()) -> Program:
+def _at_stage(
+    program: Program, stage: Stage, calibration: str | None, recipe: str, options: dict[str, str], allow_float: Sequence[str]
+) -> Program:
+    """The program at the stage that a format is written from, by those passes of the recipe that lead there from its own."""
+    from qcompiler import api
+    from qcompiler.calibration.data import open_data
+    from qcompiler.ir.types import Stage
+    from qcompiler.pipeline.manager import PassManager
+    from qcompiler.pipeline.recipes import load_recipe
+
+    order = list(Stage)
+    first, last = order.index(program.stage), order.index(stage)
+    if first >= last:
+        return program
+    chosen = [item for item in load_recipe(recipe).passes(options) if order.index(item.takes) >= first and order.index(item.gives) <= last]
+    if program.stage is not Stage.FLOAT:
+        return PassManager(chosen).run(program)
+    if calibration is None:
+        raise CalibrationError(f"the model is at stage {program.stage.value}: give --calibration DATA to bring it to stage {stage.value}")
+    return api.quantize(program, open_data(calibration, program.inputs), passes=chosen, allow_float=allow_float)
+
+
+def _capture(model: str, calibration: str | None, allow_float: tuple[str, ...] = ()) -> Program:
     from qcompiler import api
     from qcompiler.ir.program import Program
 
@@ -290,7 +349,9 @@ def _capture(model: str, calibration: str, allow_float: tuple[str, ...] = ()) ->
     if isinstance(made, Program):
         return made
     module, example = made if isinstance(made, tuple) else (made, None)
-    return api.capture(module, _first_input(calibration) if example is None else example, allow_float=allow_float)
+    if example is None and calibration is not None:
+        example = _first_input(calibration)
+    return api.capture(module, example, allow_float=allow_float)
 
 
 def _make_model(address: str) -> Any:

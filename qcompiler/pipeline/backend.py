@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from qcompiler.ir.program import Program
+    from qcompiler.ir.types import Stage
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,22 @@ class Backend(Protocol):
 
     def load(self, program: Program, compiled: CompiledProgram, threads: int | None = None) -> Executable:
         """Make it runnable; ``program`` gives weights and specifications."""
+
+
+class Exporter(Protocol):
+    """Module-level object ``exporter`` of an entry point in ``qcompiler.exporters``: files that other runtimes read."""
+
+    name: str
+
+    @property
+    def formats(self) -> Sequence[str]:
+        """What a program can be written as."""
+
+    def stage(self, format: str) -> Stage:
+        """The stage that a program has to be at."""
+
+    def check(self, format: str, version: int | None) -> None:
+        """Tell before the work that a format or a version of it is not known."""
+
+    def export(self, program: Program, path: Path, format: str, version: int | None = None) -> None:
+        """Write a file in one step; None: the version that most readers know."""

@@ -1,8 +1,8 @@
 """Passes and back ends by name. A name is a string in a table until it is used; only then is the module behind it imported.
 
 The built-in tables are ``qcompiler.passes.PASSES`` and ``qcompiler.backends.BACKENDS``. Third parties add theirs through the
-entry-point groups ``qcompiler.passes`` and ``qcompiler.backends``: each entry point names such a table, a mapping from names to
-``"module:object"``.
+entry-point groups ``qcompiler.passes``, ``qcompiler.backends`` and ``qcompiler.exporters``: each entry point names such a table, a
+mapping from names to ``"module:object"``.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, cast
 from qcompiler.errors import QCompilerError, TargetError, UnknownNameError
 
 if TYPE_CHECKING:
-    from qcompiler.pipeline.backend import Backend
+    from qcompiler.pipeline.backend import Backend, Exporter
     from qcompiler.pipeline.contract import Pass
 
 # The core does not import passes or back ends (a lint rule says so): even the built-in tables are found by name.
-_BUILT_IN = {"qcompiler.passes": "qcompiler.passes:PASSES", "qcompiler.backends": "qcompiler.backends:BACKENDS"}
+_BUILT_IN = {
+    "qcompiler.passes": "qcompiler.passes:PASSES",
+    "qcompiler.backends": "qcompiler.backends:BACKENDS",
+    "qcompiler.exporters": "qcompiler.backends:EXPORTERS",
+}
 
 
 def pass_names() -> tuple[str, ...]:
@@ -50,6 +54,11 @@ def backend_names() -> tuple[str, ...]:
 def find_backend(name: str) -> Backend:
     """The back end called ``name``."""
     return cast("Backend", _find("back end", "qcompiler.backends", name))
+
+
+def find_exporter(name: str) -> Exporter:
+    """The exporter called ``name``."""
+    return cast("Exporter", _find("exporter", "qcompiler.exporters", name))
 
 
 def target_names() -> tuple[str, ...]:
