@@ -65,3 +65,23 @@ def test_wrong_inputs_are_named(quantized: Program) -> None:
         module(ids.repeat(1, 3), mask.repeat(1, 3))
     with pytest.raises(QCompilerError, match=r"input 'ids' holds 40, but its integers must lie in \[0, 39\]"):
         module(ids.clamp(min=WORDS), mask)
+
+
+@pytest.mark.slow
+def test_bert_of_transformers_as_it_is() -> None:
+    """Both of its outputs, from the module that users have to compiled code."""
+    transformers = pytest.importorskip("transformers", reason="needs the library transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 48}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=WORDS, **sizes)).eval()
+    captured = qc.capture(model, sentences(1, 8), dynamic_shapes={"input_ids": {1: LENGTH}, "attention_mask": {1: LENGTH}})
+    quantized = qc.quantize(captured, [sentences(4, length) for length in (5, 12, 24)])
+    module = qc.compile(quantized, target="x86-64-vnni", threads=1)
+    for batch, length in CALLS:
+        ids, mask = sentences(batch, length)
+        states, pooled = module(ids, mask)
+        assert all(torch.equal(*pair) for pair in zip(quantized(ids, mask), (states, pooled), strict=True)), (batch, length)
+        wanted = model(input_ids=ids, attention_mask=mask)
+        kept = mask.bool()
+        assert torch.nn.functional.cosine_similarity(states[kept], wanted.last_hidden_state[kept]).mean() > 0.99
+        assert torch.nn.functional.cosine_similarity(pooled, wanted.pooler_output).min() > 0.98
