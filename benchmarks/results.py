@@ -267,9 +267,14 @@ TABLES: dict[str, Table] = {
 }
 
 
+def kept_path(folder: Path, table: str, row: Row) -> Path:
+    """The file that holds the figures of a row."""
+    return folder / table / f"{re.sub('[^a-z0-9]+', '-', row.name.lower())}.json"
+
+
 def measured(name: str, table: Table, row: Row, arguments: argparse.Namespace) -> Figures | None:
     """The figures of a row, from the file that an earlier run left or, where the row is asked for, from a measurement."""
-    kept = arguments.results / name / f"{re.sub('[^a-z0-9]+', '-', row.name.lower())}.json"
+    kept = kept_path(arguments.results, name, row)
     description = {"recipe": row.recipe, "options": dict(row.options), "passes": row.passes, "network": table.network}
     if kept.exists() and not arguments.again:
         document = json.loads(kept.read_text())
