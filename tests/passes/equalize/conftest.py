@@ -17,6 +17,7 @@ from qcompiler.capture import capture
 from qcompiler.ir.program import Program
 from qcompiler.pipeline.collector import StatisticsCollector
 from qcompiler.pipeline.contract import Pass, PassContext, PassResult
+from qcompiler.pipeline.instruments import signal_to_noise
 from qcompiler.pipeline.manager import PassManager
 from qcompiler.pipeline.progress import SilentProgress
 from qcompiler.pipeline.text import parse_pipeline
@@ -47,7 +48,7 @@ class Rewritten:
     def noise_ratio(self, program: Program, w: int, a: int) -> float:
         """Signal to noise of a FLOAT program's outputs, in dB, with w bits of weights and a bits of activations."""
         want = self.before.run(*self.inputs)[0]
-        return signal_to_noise(want, fake_quantized(program, w, a, self.inputs))
+        return signal_to_noise([want], [fake_quantized(program, w, a, self.inputs)])
 
 
 def fake_quantized(program: Program, w: int, a: int, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -74,10 +75,6 @@ def fake_quantized(program: Program, w: int, a: int, inputs: tuple[Tensor, ...])
 
     with torch.no_grad():
         return Rounding(program.graph_module).run(*inputs)[0]
-
-
-def signal_to_noise(want: Tensor, got: Tensor) -> float:
-    return float(10.0 * torch.log10(want.double().square().sum() / (got.double() - want.double()).square().sum()))
 
 
 def canonical(model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:

@@ -10,6 +10,7 @@ from qcompiler.calibration.data import CalibrationData
 from qcompiler.capture import capture
 from qcompiler.ir import edit
 from qcompiler.passes.equalize.reparameterize_residual_norm import ReparameterizeResidualNorm
+from qcompiler.pipeline.instruments import signal_to_noise
 from qcompiler.pipeline.manager import PassManager
 from qcompiler.pipeline.text import parse_pipeline
 
@@ -72,8 +73,7 @@ def test_each_channel_of_the_copy_has_its_own_multiplier_in_one_op() -> None:
     for before in ("", "reparameterize-residual-norm,"):
         text = f"canonicalize,{before}quantize,lower-integer"
         integer = PassManager(parse_pipeline(text)).run(program, CalibrationData([x], program.inputs))
-        error = integer.run(x)[0] - wanted
-        ratios.append(float(10 * torch.log10(wanted.square().sum() / error.square().sum())))
+        ratios.append(signal_to_noise([wanted], [integer.run(x)[0]]))
     assert ratios[1] > ratios[0] + 15.0
     products = list(edit.calls(integer.graph, torch.ops.qc.multiply.default))
     assert len(products) == 1, "that of both layers: a product with a positive vector is a change of scale"

@@ -22,6 +22,7 @@ from qcompiler.calibration.data import CalibrationData
 from qcompiler.capture import capture
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import INT16, DynamicSize, IntegerRange
+from qcompiler.pipeline.instruments import signal_to_noise
 from qcompiler.pipeline.manager import PassManager
 from qcompiler.pipeline.text import parse_pipeline
 
@@ -195,8 +196,7 @@ def test_the_network_is_still_the_network(encoder: Compiled) -> None:
     model, inputs, _, integer = encoder
     with torch.no_grad():
         wanted = model(*inputs)
-    noise = (integer.run(*inputs)[0] - wanted).square().sum()
-    assert 10 * torch.log10(wanted.square().sum() / noise) > 25.0
+    assert signal_to_noise([wanted], [integer.run(*inputs)[0]]) > 25.0
 
 
 @pytest.mark.parametrize("forms", ["softmax=poly", "softmax=shift,activation=shift", "softmax=poly,activation=poly"])
@@ -207,7 +207,7 @@ def test_scores_of_16_bits(forms: str) -> None:
     softmax = next(node for node in integer.graph.nodes if str(node.target) == "qc.softmax.default")
     assert softmax.args[0].meta["val"].dtype is torch.int16
     simulated, computed = qdq.run(*inputs)[0], integer.run(*inputs)[0]
-    assert 10 * torch.log10(simulated.square().sum() / (simulated - computed).square().sum()) > 25.0
+    assert signal_to_noise([simulated], [computed]) > 25.0
 
 
 class Function(nn.Module):
@@ -265,8 +265,7 @@ def test_rotary_positions_are_products_with_constants() -> None:
     model = Function(attend).eval()
     _, integer = encoder_programs(model, (x,))
     wanted = model(x)
-    noise = (integer.run(x)[0] - wanted).square().sum()
-    assert 10 * torch.log10(wanted.square().sum() / noise) > 30.0
+    assert signal_to_noise([wanted], [integer.run(x)[0]]) > 30.0
 
 
 def test_the_input_of_a_stream_has_16_bits() -> None:

@@ -17,6 +17,7 @@ from qcompiler.passes.quantize.coding import coded_values
 from qcompiler.passes.quantize.grouping import group_values
 from qcompiler.passes.quantize.quantize import Quantize
 from qcompiler.pipeline.contract import PassContext
+from qcompiler.pipeline.instruments import signal_to_noise
 from qcompiler.pipeline.manager import PassManager
 from qcompiler.pipeline.text import parse_pipeline
 
@@ -81,7 +82,7 @@ def test_codes_become_a_count_of_boundaries_and_a_table() -> None:
     assert len(calls(integer, qc.bucketize.default)) == 2
     x = torch.randn(3, 6, 8)
     simulated, computed = program(x), integer(x)
-    assert 10 * torch.log10(simulated.square().sum() / (simulated - computed).square().sum()) > 20.0
+    assert signal_to_noise([simulated], [computed]) > 20.0
 
 
 def test_unequal_steps_need_values() -> None:
