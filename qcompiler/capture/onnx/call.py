@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from qcompiler.capture.onnx.model import ElementType, Node
 from qcompiler.errors import CaptureError
@@ -73,8 +74,7 @@ class Call:
         """As ``tensor``, but the number where the operand is a constant of rank 0."""
         value = self.value(position)
         if isinstance(value, torch.Tensor) and is_constant(value) and value.ndim == 0 and not self.folding:
-            number: float | int | bool = value.item()
-            return number
+            return self.number(position)
         return self.tensor(position)
 
     def constant(self, position: int) -> torch.Tensor:
@@ -104,7 +104,7 @@ class Call:
         constant = self.constant(position)
         if constant.dtype.is_floating_point:
             raise self.fail(f"input {position} holds sizes but is {constant.dtype}")
-        return [int(size) for size in constant.reshape(-1).tolist()]
+        return [int(size) for size in self.numbers(position)]
 
     def size(self, position: int) -> Size:
         """The operand as one size."""
@@ -115,11 +115,17 @@ class Call:
 
     def number(self, position: int) -> float | int | bool:
         """The operand as one known number."""
-        constant = self.constant(position)
-        if constant.numel() != 1:
-            raise self.fail(f"input {position} holds {constant.numel()} numbers, not one")
-        number: float | int | bool = constant.reshape(()).item()
+        numbers = self.numbers(position)
+        if len(numbers) != 1:
+            raise self.fail(f"input {position} holds {len(numbers)} numbers, not one")
+        number: float | int | bool = numbers[0]
         return number
+
+    def numbers(self, position: int) -> list[Any]:
+        """The operand's elements, which are known, in order."""
+        constant = self.constant(position)
+        with _disable_current_modes():  # what is traced must not see it
+            return list(constant.reshape(-1).tolist())
 
     def element_type(self, position: int) -> ElementType | None:
         """The operand's type in the file (``onnx.TensorProto.INT4``, stored here as int8), where it is known."""

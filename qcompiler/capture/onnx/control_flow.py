@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from qcompiler.capture.onnx.call import Value, is_constant
 from qcompiler.capture.onnx.model import Graph, Node
@@ -12,6 +13,9 @@ from qcompiler.errors import CaptureError, UnsupportedOpError
 
 if TYPE_CHECKING:
     from qcompiler.capture.onnx.interpreter import OnnxModule
+
+# Ops with subgraphs that are run here.
+OPS = frozenset({"If", "Loop"})
 
 # Each turn is written out: more would make a program of many thousand nodes.
 _MOST_TURNS = 256
@@ -64,7 +68,8 @@ def _stacked(node: Node, values: list[Value]) -> Value:
 def _known(node: Node, value: Value, what: str) -> float | int | bool:
     if not isinstance(value, torch.Tensor) or not is_constant(value) or value.numel() != 1:
         raise CaptureError(f"node {node.label} has a {what} that depends on the inputs: control flow on tensors is not compiled")
-    number: float | int | bool = value.reshape(()).item()
+    with _disable_current_modes():  # what is traced must not see it
+        number: float | int | bool = value.reshape(()).item()
     return number
 
 

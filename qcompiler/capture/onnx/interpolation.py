@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Axis:
-    """From ``length`` to ``result`` elements; ``scale`` is their ratio, or the one that the model gives. ``region``: of tf_crop_and_resize."""
+    """From ``length`` to ``result`` elements; ``scale`` is their ratio, or what the model gives; ``region`` that of tf_crop_and_resize."""
 
     length: int
     result: int
@@ -82,7 +82,7 @@ def outside(axis: Axis, method: Method) -> npt.NDArray[np.bool_]:
     return (x < 0) | (x > axis.length - 1) if method.coordinates == "tf_crop_and_resize" else np.zeros(x.shape, dtype=np.bool_)
 
 
-def matrix(axis: Axis, method: Method) -> Floats:
+def matrix(axis: Axis, method: Method) -> npt.NDArray[np.float32]:
     """[result, length]: each row the coefficients of one element; elements beyond the ends are those at the ends."""
     stretch = min(axis.scale, 1.0) if method.antialias else 1.0
     reach = (1.0 if method.mode == "linear" else 2.0) / stretch
@@ -94,7 +94,7 @@ def matrix(axis: Axis, method: Method) -> Floats:
             weights = np.where((taps < 0) | (taps >= axis.length), 0.0, weights) if method.exclude_outside else weights
             weights = weights / weights.sum()
         np.add.at(row, np.clip(taps, 0, axis.length - 1), weights)
-    return rows
+    return rows.astype(np.float32)
 
 
 def _kernel(distance: Floats, method: Method) -> Floats:

@@ -18,7 +18,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, checker, defs, helper, inliner, shape_inference
 
-from qcompiler.capture.onnx import ops, registry
+from qcompiler.capture.onnx import control_flow, ops, registry
 from qcompiler.capture.onnx.model import Graph, Input, Model, Node
 from qcompiler.capture.onnx.tensors import to_torch
 from qcompiler.capture.onnx.types import dtype_of
@@ -111,7 +111,7 @@ def _one_line(error: Exception) -> str:
 
 def _check_ops(graph: GraphProto, opsets: Mapping[str, int]) -> None:
     for position, node in enumerate(graph.node):
-        if _converter(node, opsets) is None:
+        if _converter(node, opsets) is None and node.op_type not in control_flow.OPS:
             what = f"node '{node.name or f'{node.op_type}_{position}'}' ({_domain(node) + '.' if _domain(node) else ''}{node.op_type})"
             raise UnsupportedOpError(f"{what} is not supported: docs/onnx-support.md lists the ops that are; keep that part outside")
         for subgraph in _subgraphs(node):
@@ -133,10 +133,32 @@ def _inlined(proto: ModelProto, opsets: Mapping[str, int]) -> ModelProto:
     try:
         if proto.functions:
             proto = inliner.inline_local_functions(proto)
-        selected = sorted({(_domain(node), node.op_type) for node in _nodes(proto.graph) if _is_defined_by_others(node, opsets)})
-        return inliner.inline_selected_functions(proto, selected, inline_schema_functions=True) if selected else proto
+        others = [node for node in _nodes(proto.graph) if _is_defined_by_others(node, opsets)]
+        if not others:
+            return proto
+        prepared = _prepared(proto, opsets)
+        selected = sorted({(_domain(node), node.op_type) for node in others})
+        return inliner.inline_selected_functions(prepared, selected, inline_schema_functions=True)
+    except CaptureError:
+        raise
     except Exception as error:  # C++ exceptions of several kinds
         raise CaptureError(f"its functions cannot be inlined: {_one_line(error)}") from error
+
+
+def _prepared(proto: ModelProto, opsets: Mapping[str, int]) -> ModelProto:
+    """What the inliner does not find out by itself: types of initializers and of values, attributes that are not given."""
+    prepared = _typed(proto)
+    known = {value.name for value in (*prepared.graph.value_info, *prepared.graph.input, *prepared.graph.output)}
+    for tensor in prepared.graph.initializer:
+        if tensor.name not in known:
+            prepared.graph.value_info.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    for node in _nodes(prepared.graph):
+        if _is_defined_by_others(node, opsets):
+            schema = defs.get_schema(node.op_type, opsets.get(_domain(node), 1), _domain(node))
+            given = {attribute.name for attribute in node.attribute}
+            defaults = (attribute.default_value for name, attribute in schema.attributes.items() if name not in given)
+            node.attribute.extend(default for default in defaults if default.name)
+    return prepared
 
 
 def _is_defined_by_others(node: NodeProto, opsets: Mapping[str, int]) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from qcompiler.capture.onnx.call import Sizes, Value, is_constant
 from qcompiler.capture.onnx.model import Node
@@ -23,7 +24,8 @@ def simplified(array: Sizes) -> torch.Tensor | Sizes:
     flat = list(np.asarray(array, dtype=object).reshape(-1))
     if any(isinstance(size, torch.SymInt) for size in flat):
         return array
-    return torch.tensor([int(size) for size in flat], dtype=torch.int64).reshape(np.shape(array))
+    with _disable_current_modes():  # a constant, even while the model is traced
+        return torch.tensor([int(size) for size in flat], dtype=torch.int64).reshape(np.shape(array))
 
 
 def of_shape(shape: Sequence[Any]) -> torch.Tensor | Sizes:
@@ -31,6 +33,11 @@ def of_shape(shape: Sequence[Any]) -> torch.Tensor | Sizes:
     array = np.empty(len(shape), dtype=object)
     array[:] = list(shape)
     return simplified(array)
+
+
+def of_count(count: Any) -> torch.Tensor | Sizes:
+    """``Size`` of a tensor: rank 0."""
+    return simplified(np.array(count, dtype=object))
 
 
 def serves(node: Node, operands: Sequence[Value]) -> bool:
@@ -148,7 +155,8 @@ def _compare(function: Callable[[Any, Any], Any]) -> Callable[[Node, Arrays], An
 
     def compare(node: Node, arrays: Arrays) -> torch.Tensor:
         result = np.frompyfunc(lambda a, b: bool(function(a, b)), 2, 1)(_given(arrays, 0), _given(arrays, 1))
-        return torch.tensor(np.asarray(result, dtype=bool))
+        with _disable_current_modes():  # a constant, even while the model is traced
+            return torch.tensor(np.asarray(result, dtype=bool))
 
     return compare
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +30,8 @@ def attention(call: Call) -> tuple[Tensor | None, ...]:
     """softmax(scale Q K' + masks) V, with past keys and values before the new ones; 3-d operands hold their heads side by side."""
     joined = call.tensor(0).ndim == 3
     heads = _heads(call)
-    plain = not any(call.node.outputs[3:4]) and call.real("softcap") == 0.0 and not call.has(6)
+    windows = max(call.integer("left_window_size", -1), call.integer("right_window_size", -1)) >= 0
+    plain = not any(call.node.outputs[3:4]) and call.real("softcap") == 0.0 and not call.has(6) and not windows
     if plain and isinstance(heads.past, int) and heads.past == 0:
         result, scores = _fused(call, heads), None
     else:
@@ -52,7 +55,8 @@ def _heads(call: Call) -> Heads:
 
 def _split(x: Tensor, heads: int) -> Tensor:
     """[batch, length, heads * width] as [batch, heads, length, width]."""
-    return x.unflatten(2, [heads, x.shape[2] // heads]).transpose(1, 2)
+    separate: Tensor = x.unflatten(2, [heads, x.shape[2] // heads])
+    return separate.transpose(1, 2)
 
 
 def _scale(call: Call, heads: Heads) -> float:
@@ -62,8 +66,8 @@ def _scale(call: Call, heads: Heads) -> float:
 def _fused(call: Call, heads: Heads) -> Tensor:
     mask, causal = _mask(call, heads), call.flag("is_causal")
     if causal and (mask is not None or heads.query.shape[2] != heads.key.shape[2]):
-        triangle = _causal(heads)
-        mask = triangle if mask is None else _both(mask, triangle)
+        allowed = _allowed(call, heads)
+        mask = allowed if mask is None or allowed is None else _both(mask, allowed)
         causal = False
     grouped = heads.query.shape[1] != heads.key.shape[1]
     scale = call.attribute("scale")
@@ -83,55 +87,40 @@ def _mask(call: Call, heads: Heads) -> Tensor | None:
     return F.pad(mask, [0, missing], value=False if mask.dtype is torch.bool else -math.inf)
 
 
-def _causal(heads: Heads) -> Tensor:
-    """Key j is seen by query i if j <= i + past."""
+def _allowed(call: Call, heads: Heads) -> Tensor | None:
+    """Which keys j a query i sees, by position: i + offset - j from 0 (causal) or -right on, up to left; and only keys that are none of
+    the padding. The offset is the number of past keys, or that of each sample's keys less that of its queries."""
     rows, columns = heads.query.shape[2], heads.key.shape[2]
-    return torch.arange(columns)[None, :] <= torch.arange(rows)[:, None] + heads.past
+    counts = call.tensor(6).reshape(-1, 1, 1, 1) if call.has(6) else None
+    offset: Any = heads.past if counts is None else counts.sub(rows)
+    distance: Tensor = torch.arange(rows)[:, None] + offset - torch.arange(columns)[None, :]
+    left, right = call.integer("left_window_size", -1), call.integer("right_window_size", -1)
+    conditions = [distance >= 0] if call.flag("is_causal") else []
+    conditions += [distance <= left] if left >= 0 else []
+    conditions += [distance >= -right] if right >= 0 else []
+    conditions += [torch.arange(columns) < counts] if counts is not None else []
+    return reduce(torch.logical_and, conditions) if conditions else None
 
 
 def _both(mask: Tensor, allowed: Tensor) -> Tensor:
     return torch.logical_and(mask, allowed) if mask.dtype is torch.bool else torch.where(allowed, mask, -math.inf)
 
 
-def _masked(scores: Tensor, mask: Tensor) -> Tensor:
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return scores
     return torch.where(mask, scores, -math.inf) if mask.dtype is torch.bool else scores + mask
 
 
 def _written_out(call: Call, heads: Heads) -> tuple[Tensor, Tensor]:
-    """With the scores as an output: after the product (mode 0), the mask, the soft cap or the softmax, as the opset orders them."""
+    """Product, soft cap, masks, softmax; the scores that are an output too are those after the step that the mode names."""
     key, value = _repeated(heads.key, heads), _repeated(heads.value, heads)
-    scale = math.sqrt(_scale(call, heads))
+    scale, cap = math.sqrt(_scale(call, heads)), call.real("softcap")
     scores = torch.matmul(heads.query * scale, (key * scale).transpose(2, 3))
-    stages = {0: scores}
-    for mode, step in enumerate((_cap, _add_masks) if _caps_first(call) else (_add_masks, _cap), start=1):
-        scores = step(call, heads, scores)
-        stages[mode] = scores
-    weights = torch.softmax(scores, -1)
-    stages[3] = weights
-    shown = call.integer("qk_matmul_output_mode")
-    if _caps_first(call) and shown in (1, 2):
-        shown = 3 - shown
-    return torch.matmul(weights, value), stages[shown]
-
-
-def _caps_first(call: Call) -> bool:
-    return call.opset >= 24
-
-
-def _cap(call: Call, heads: Heads, scores: Tensor) -> Tensor:
-    cap = call.real("softcap")
-    return torch.tanh(scores / cap) * cap if cap else scores
-
-
-def _add_masks(call: Call, heads: Heads, scores: Tensor) -> Tensor:
-    mask = _mask(call, heads)
-    scores = scores if mask is None else _masked(scores, mask)
-    if call.flag("is_causal"):
-        scores = _masked(scores, _causal(heads))
-    if call.has(6):  # how many keys of each sample are none of the padding
-        seen = torch.arange(heads.key.shape[2]) < call.tensor(6).reshape(-1, 1)
-        scores = _masked(scores, seen[:, None, None, :])
-    return scores
+    capped = torch.tanh(scores / cap) * cap if cap else scores
+    masked = _masked(_masked(capped, _mask(call, heads)), _allowed(call, heads))
+    weights = torch.softmax(masked, -1)
+    return torch.matmul(weights, value), (capped, capped, masked, weights)[call.integer("qk_matmul_output_mode")]
 
 
 def _repeated(x: Tensor, heads: Heads) -> Tensor:

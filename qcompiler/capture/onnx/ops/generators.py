@@ -54,10 +54,10 @@ def count(call: Call) -> Tensor:
             raise call.fail(f"counts from {start} to {limit} by {step}")
         length = max(0, -int(-((limit - start) / step) // 1))
         return (torch.arange(length, dtype=torch.float64 if dtype.is_floating_point else torch.int64) * step + start).to(dtype)
-    start, limit, step = (call.size(position) for position in range(3))
-    if isinstance(start, int) and start == 0 and isinstance(step, int) and step == 1:
-        return torch.arange(limit)
-    return torch.arange(start, limit, step)
+    first, last, each = (call.size(position) for position in range(3))
+    if isinstance(first, int) and first == 0 and isinstance(each, int) and each == 1:
+        return torch.arange(last)  # type: ignore[arg-type]  # torch takes symbols
+    return torch.arange(first, last, each)  # type: ignore[arg-type]  # as above
 
 
 @converter("EyeLike")
@@ -87,18 +87,16 @@ def one_hot(call: Call) -> Tensor:
     indices, depth, axis = call.tensor(0), int(call.number(1)), call.integer("axis", -1)
     if not 0 < depth <= _LARGEST:
         raise call.fail(f"has the depth {depth}: it must be positive")
-    off, on = call.constant(2).tolist() if call.is_constant(2) else (None, None)
     axis += indices.ndim + 1 if axis < 0 else 0
     indices = torch.where(indices < 0, indices + depth, indices).unsqueeze(axis)
     positions = torch.arange(depth).reshape([-1, *[1] * (indices.ndim - 1 - axis)])
     hot = indices == positions
-    if off is None:
-        values = call.tensor(2)
-        return torch.where(hot, values[1], values[0])
-    return torch.where(hot, torch.tensor(on, dtype=call.constant(2).dtype), torch.tensor(off, dtype=call.constant(2).dtype))
+    values = call.tensor(2)
+    return torch.where(hot, values[1], values[0])
 
 
 @converter("NonZero")
 def non_zero(call: Call) -> Any:
     """Its shape depends on values: of constants only."""
-    return torch.nonzero(call.constant(0)).t()
+    call.constant(0)
+    return torch.nonzero(call.tensor(0)).t()

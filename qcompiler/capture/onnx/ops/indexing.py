@@ -6,6 +6,7 @@ negative ones cost nothing (``aten.index``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from qcompiler.capture.onnx.call import Call
 from qcompiler.capture.onnx.registry import converter
 
-_slice = torch.ops.aten.slice.Tensor
+_slice: Callable[..., Tensor] = torch.ops.aten.slice.Tensor
 
 
 @converter("Gather")
@@ -28,7 +29,7 @@ def gather(call: Call) -> Tensor:
         return _looked_up(call, x, axis)
     indices = call.constant(1)
     length = x.shape[axis]
-    flat = [int(index) for index in indices.reshape(-1).tolist()]
+    flat = [int(index) for index in call.numbers(1)]
     if isinstance(length, int):
         if any(not -length <= index < length for index in flat):
             raise call.fail(f"reads the positions {flat[:4]} of {length}")
@@ -51,7 +52,8 @@ def _looked_up(call: Call, x: Tensor, axis: int) -> Tensor:
     indices = call.tensor(1).long()
     if axis == 0 and x.ndim == 2 and call.is_constant(0) and x.is_floating_point() and not call.folding:
         return F.embedding(indices, x)
-    return x[(slice(None),) * axis + (indices,)]
+    found: Tensor = x[(slice(None),) * axis + (indices,)]
+    return found
 
 
 @converter("GatherElements")
@@ -63,7 +65,7 @@ def gather_elements(call: Call) -> Tensor:
 def _from_front(call: Call, position: int, length: Any) -> Tensor:
     """Positions that are not negative."""
     indices = call.tensor(position).long()
-    if call.is_constant(position) and bool((call.constant(position) >= 0).all()):
+    if call.is_constant(position) and min(call.numbers(position), default=0) >= 0:
         return indices
     return torch.where(indices < 0, indices + length, indices)
 
@@ -109,9 +111,9 @@ def scatter_nd(call: Call) -> Tensor:
 def compress(call: Call) -> Tensor:
     """Keeps the positions at which a known condition holds."""
     x, axis = call.tensor(0), call.attribute("axis")
-    kept = torch.nonzero(call.constant(1)).reshape(-1)
+    kept = [position for position, holds in enumerate(call.numbers(1)) if holds]
     x = x.flatten() if axis is None else x
-    return _picked(x, 0 if axis is None else int(axis) % x.ndim, [int(position) for position in kept])
+    return _picked(x, 0 if axis is None else int(axis) % x.ndim, kept)
 
 
 @converter("ReverseSequence")
@@ -120,7 +122,7 @@ def reverse_sequence(call: Call) -> Tensor:
     x, time = call.tensor(0), call.integer("time_axis")
     batch = call.integer("batch_axis", 1)
     rows = []
-    for row, length in enumerate(int(size) for size in call.constant(1).tolist()):
+    for row, length in enumerate(int(size) for size in call.numbers(1)):
         part = x.narrow(batch, row, 1)
         rows.append(torch.cat([torch.flip(part.narrow(time, 0, length), [time]), part.narrow(time, length, x.shape[time] - length)], time))
     return torch.cat(rows, batch)

@@ -38,9 +38,11 @@ def max_pool(call: Call) -> Tensor:
     if padding is None or any(2 * pad > length for pad, length in zip(padding, found.kernel, strict=True)):
         low = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
         x, padding = F.pad(x, pad_sides(found), value=low), [0] * found.rank
-    if not x.is_floating_point():
-        raise call.fail("takes maxima of whole numbers: convert them to floats before")
-    return _MAXIMA[found.rank](x, found.kernel, found.strides, padding, found.dilations, ceil_mode=ceil)
+    if x.dtype.itemsize > 2 and not x.is_floating_point():
+        raise call.fail(f"takes maxima of {x.dtype}: convert them to floats before")
+    # Whole numbers of 8 and 16 bits are exact in float32; torch pools floats only.
+    maxima = _MAXIMA[found.rank](x.float(), found.kernel, found.strides, padding, found.dilations, ceil_mode=ceil)
+    return maxima if x.is_floating_point() else maxima.to(x.dtype)
 
 
 @converter("AveragePool")

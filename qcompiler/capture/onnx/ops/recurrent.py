@@ -104,7 +104,7 @@ def recurrent(call: Call) -> tuple[Tensor, ...]:
     length = x.shape[0]
     if not isinstance(length, int) or length > _LONGEST:
         raise call.fail(f"runs over {length} steps: their number must be known and at most {_LONGEST}, for each is written out")
-    if call.has(4) and not (call.is_constant(4) and bool((call.constant(4) == length).all())):
+    if call.has(4) and not (call.is_constant(4) and set(call.numbers(4)) == {length}):
         raise call.fail("has sequences of several lengths: pad them")
     outputs, lasts = [], []
     for number in range(call.tensor(1).shape[0]):

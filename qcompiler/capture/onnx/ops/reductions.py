@@ -60,7 +60,7 @@ _REDUCTIONS: Mapping[str, Reduce] = {
 def reduction(call: Call) -> Tensor:
     """The axes are an attribute before opset 13 (sum) and 18 (the others), then an input."""
     x, axes = call.tensor(0), call.integers("axes")
-    axes = [int(axis) for axis in call.constant(1).tolist()] if axes is None and call.has(1) else axes
+    axes = [int(axis) for axis in call.numbers(1)] if axes is None and call.has(1) else axes
     if not axes and call.flag("noop_with_empty_axes"):
         return _REDUCTIONS[call.node.op_type](x[None], [0], False)
     if x.ndim == 0:

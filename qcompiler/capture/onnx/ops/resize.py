@@ -16,14 +16,14 @@ from qcompiler.capture.onnx.registry import converter
 @converter("Upsample", since=7)
 def upsample(call: Call) -> Tensor:
     x = call.tensor(0)
-    scales = [float(scale) for scale in call.attribute("scales") or call.constant(1).tolist()]
+    scales = [float(scale) for scale in call.attribute("scales") or call.numbers(1)]
     method = Method(call.text("mode", "nearest").replace("bilinear", "linear"), "asymmetric", "floor")
     return _resized(call, {dim: _scaled(call, dim, scale) for dim, scale in enumerate(scales) if scale != 1.0 or x.ndim == 0}, method)
 
 
 @converter("Resize", since=10)
 def resize_by_scales(call: Call) -> Tensor:
-    scales = [float(scale) for scale in call.constant(1).tolist()]
+    scales = [float(scale) for scale in call.numbers(1)]
     method = Method(call.text("mode", "nearest"), "asymmetric", "floor")
     return _resized(call, {dim: _scaled(call, dim, scale) for dim, scale in enumerate(scales) if scale != 1.0}, method)
 
@@ -47,7 +47,7 @@ def _axes(call: Call) -> dict[int, Axis]:
     dims = [axis % x.ndim for axis in call.integers("axes") or range(x.ndim)]
     regions = _regions(call, len(dims))
     if call.has(2) and call.constant(2).numel():
-        scales = [float(scale) for scale in call.constant(2).tolist()]
+        scales = [float(scale) for scale in call.numbers(2)]
         found = {dim: _scaled(call, dim, scale) for dim, scale in zip(dims, scales, strict=True) if scale != 1.0 or regions}
     else:
         sizes = call.sizes(3)
@@ -64,7 +64,7 @@ def _same(a: object, b: object) -> bool:
 def _regions(call: Call, count: int) -> list[tuple[float, float]]:
     if call.text("coordinate_transformation_mode") != "tf_crop_and_resize":
         return []
-    ends = [float(end) for end in call.constant(1).tolist()]
+    ends = [float(end) for end in call.numbers(1)]
     return list(zip(ends[:count], ends[count:], strict=True))
 
 
@@ -101,7 +101,7 @@ def _resized(call: Call, axes: dict[int, Axis], method: Method) -> Tensor:
     if method.mode == "nearest":
         return _nearest(x, axes, method)
     for dim, axis in axes.items():
-        weights = torch.from_numpy(interpolation.matrix(axis, method)).to(torch.float32)
+        weights = torch.from_numpy(interpolation.matrix(axis, method))
         last = dim == x.ndim - 1
         x = F.linear(x if last else x.transpose(dim, -1), weights)
         x = x if last else x.transpose(dim, -1)

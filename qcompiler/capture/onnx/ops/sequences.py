@@ -65,5 +65,5 @@ def split(call: Call) -> list[Any]:
     if not call.has(1):
         parts = list(x.split(1, axis))
         return parts if call.flag("keepdims", True) else [part.squeeze(axis) for part in parts]
-    sizes = call.constant(1).tolist()
+    sizes = call.numbers(1)
     return list(x.split(sizes, axis))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from qcompiler.capture.onnx import sizes
 from qcompiler.capture.onnx.call import Call, Size
 from qcompiler.capture.onnx.registry import converter
 
-_slice = torch.ops.aten.slice.Tensor
+_slice: Callable[..., Tensor] = torch.ops.aten.slice.Tensor
 
 
 @converter("Shape")
@@ -29,7 +29,7 @@ def size(call: Call) -> Any:
     count: Size = 1
     for length in call.tensor(0).shape:
         count = count * length
-    return torch.tensor(count) if isinstance(count, int) else sizes.of_shape([count]).reshape(())
+    return sizes.of_count(count)
 
 
 @converter("Reshape")
@@ -65,7 +65,7 @@ def _axes(call: Call) -> list[int] | None:
     axes = call.integers("axes")
     if axes is not None or not call.has(1):
         return axes
-    return [int(axis) for axis in call.constant(1).reshape(-1).tolist()]
+    return [int(axis) for axis in call.numbers(1)]
 
 
 @converter("Squeeze")
@@ -96,7 +96,7 @@ def split(call: Call) -> tuple[Tensor, ...]:
     """Into the sizes given, else into equal parts of which the last may be smaller."""
     x, axis, count = call.tensor(0), call.integer("axis"), len(call.node.outputs)
     parts = call.integers("split")
-    parts = [int(part) for part in call.constant(1).tolist()] if parts is None and call.has(1) else parts
+    parts = [int(part) for part in call.numbers(1)] if parts is None and call.has(1) else parts
     if parts is None:
         each = -(-x.shape[axis] // count)
         parts = [each] * (count - 1) + [x.shape[axis] - each * (count - 1)]
@@ -156,7 +156,7 @@ def _backwards(call: Call, x: Tensor, axis: int, start: Size, end: Size, step: i
 def expand(call: Call) -> Tensor:
     """Broadcasts both ways: a size 1 in the shape keeps the tensor's."""
     x, wanted = call.tensor(0), call.sizes(1)
-    wanted = [1] * (x.ndim - len(wanted)) + wanted
+    wanted = [*[1] * (x.ndim - len(wanted)), *wanted]
     own: list[Size] = [*[1] * (len(wanted) - x.ndim), *x.shape]
     shape = [length if isinstance(size, int) and size == 1 else size for size, length in zip(wanted, own, strict=True)]
     _check_count(call, shape)
@@ -198,8 +198,8 @@ def pad_by_attributes(call: Call) -> Tensor:
 @converter("Pad", since=11)
 def pad(call: Call) -> Tensor:
     x = call.tensor(0)
-    axes = [int(axis) % x.ndim for axis in call.constant(3).tolist()] if call.has(3) else list(range(x.ndim))
-    return _padded(call, [int(side) for side in call.constant(1).tolist()], axes, call.number(2) if call.has(2) else 0)
+    axes = [int(axis) % x.ndim for axis in call.numbers(3)] if call.has(3) else list(range(x.ndim))
+    return _padded(call, [int(side) for side in call.numbers(1)], axes, call.number(2) if call.has(2) else 0)
 
 
 def _padded(call: Call, pads: Sequence[int], axes: Sequence[int], value: float | int | bool) -> Tensor:
