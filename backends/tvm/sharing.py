@@ -37,7 +37,7 @@ _FIELDS: Mapping[type, Mapping[str, frozenset[int]]] = {
     k.ReductionKernel: {"zero_point": _ZERO},
     k.HaloKernel: {"value": _NOTHING},
 }
-_SHARED: tuple[type, ...] = (k.ConvolutionKernel,)
+_SHARED: tuple[type, ...] = (k.ConvolutionKernel, k.AttentionKernel, k.MatrixProductKernel, k.NormalizationKernel)
 _PARTS = ("epilogue", "operation", "scores", "result", "addition", "affine", "narrowing")
 
 

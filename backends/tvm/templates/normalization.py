@@ -161,8 +161,9 @@ class _Normalization:
 
     def _factors(self, squares: Expr, shifts: Expr) -> Expr:
         """F of eight rows."""
-        wide = e.cast(shifts, "int64")
-        epsilon = T.Bind(T.shift_right(e.constant(self._kernel.operation.epsilon, "int64", _BLOCK), T.Bind(wide + wide)))
+        # Without a sign, and by an amount of which TVM sees the range (see ``shifts``).
+        twice = e.cast(T.Bind(T.bitwise_and(shifts + shifts, v.like(shifts, 63))), "uint64")
+        epsilon = T.Bind(T.shift_right(e.constant(self._kernel.operation.epsilon, "uint64", _BLOCK), twice))
         epsilon = e.cast(v.minimum(epsilon, v.like(epsilon, LARGEST_EPSILON)), "int32")
         power = v.maximum(squares + epsilon, v.like(squares, 1))
         spare = v.maximum(v.leading_zeros(power) - v.like(power, 2), v.like(power, 0))
@@ -210,7 +211,7 @@ class _Normalization:
 
     def _affine(self, affine: RowAffine, y: Expr, channel: Mapping[str, Expr]) -> Expr:
         y = _centred(y, affine.input_zero_point)
-        y = T.Bind(T.shift_left(y, channel["pre_shift"])) if affine.pre_shift is None else _shifted_left(y, affine.pre_shift)
+        y = T.Bind(T.shift_left(y, channel["pre_shift"])) if "pre_shift" in channel else _shifted_left(y, affine.pre_shift)
         shift = channel["shift"] if affine.shift is None else v.like(y, e.amount(affine.shift))
         value = T.Bind(T.shift_right(v.multiply_halves(y, channel["multiplier"]) + channel["offset"], shift))
         return _saturated(value, 0 if affine.offset_has_zero_point else affine.zero_point, affine.low, affine.high)

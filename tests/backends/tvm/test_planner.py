@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from qcompiler.backends.tvm.kernels import ConvolutionKernel, Copy, ElementwiseKernel, HaloKernel, ReductionKernel, ResidualAdd
-from qcompiler.backends.tvm.plan import Plan
+from qcompiler.backends.tvm.kernels import Argument, ConvolutionKernel, Copy, ElementwiseKernel, HaloKernel, ReductionKernel, ResidualAdd
+from qcompiler.backends.tvm.plan import Numbers, Plan
 from qcompiler.backends.tvm.planner import make_plan
 from qcompiler.backends.tvm.target import TARGETS
 from qcompiler.errors import CaptureError, TargetError, UnknownNameError
@@ -37,8 +37,9 @@ def test_one_convolution_computes_accumulator_residual_and_table(integer_program
     assert _kernels(plan) == ["HaloKernel", "ConvolutionKernel"]
     kernel = plan.body[1].kernel
     assert isinstance(kernel, ConvolutionKernel) and kernel.table
-    assert isinstance(kernel.epilogue, ResidualAdd) and kernel.epilogue.operand_zero_point == 7
+    assert isinstance(kernel.epilogue, ResidualAdd) and kernel.epilogue.operand_zero_point == Argument(0)
     assert kernel.input.halo == (1, 1, 1, 1) == kernel.epilogue.operand.halo
+    assert any(isinstance(parameter.source, Numbers) and parameter.source.values[0] == 7 for parameter in plan.parameters)
     assert plan.body[1].nodes == ("convolution", "add", "lookup")
 
 

@@ -228,7 +228,8 @@ def compile_kernel(launcher: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def run_function(launcher: Path, tmp_path_factory: pytest.TempPathFactory, emulated_amx: Callable[[], int]) -> Callable[..., Array]:
     """Emits a kernel for a target, calls it on arrays and a buffer of ``size`` elements full of GUARD, gives that buffer.
 
-    The kernel is the one that all share that differ from it in numbers alone. ``after``: arrays that follow the output. Fails where anything around the output was written. Of AMX only the tiles are emulated.
+    The kernel is the one that all share that differ from it in numbers alone. ``after``: arrays that follow the output and the numbers.
+    Fails where anything around the output was written. Of AMX only the tiles are emulated.
     """
     from qcompiler.backends.tvm import codegen
     from qcompiler.backends.tvm.target import TARGETS
