@@ -156,7 +156,9 @@ def _compiled(model: torch.nn.Module, example: tuple[Tensor, ...], data: Sequenc
     shapes = {position: {1: sequence} for position in range(len(example))} if dynamic else None
     program = qc.capture(model, example, dynamic_shapes=shapes)
     passes = f"canonicalize,{row.passes},{LOWERING}" if row.passes is not None else None
-    return qc.compile(qc.quantize(program, data, recipe=row.recipe or "int8", options=row.options, passes=passes))
+    module = qc.compile(qc.quantize(program, data, recipe=row.recipe or "int8", options=row.options, passes=passes))
+    module.verify()  # that what is measured is what the reference computes
+    return module
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------------------
