@@ -1,7 +1,8 @@
 """``fold-constants``: a call whose operands are all constants is computed now.
 
 What a model does with its own parameters (``weight.t()``, ``anchors * stride``, ``torch.arange(n)``) becomes one constant. The value
-is computed by the op itself, in the op's own precision, so that nothing changes by even a bit.
+is computed by the op itself, in the op's own precision, so that nothing changes by even a bit. Weights that are integers already stay
+so: a ``qc.dequantize`` is not folded.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class FoldConstants(RewritePass[fx.Node]):
 
     def match(self, node: fx.Node) -> fx.Node | None:
         if node.op != "call_function" or not isinstance(node.meta["val"], torch.Tensor):
+            return None
+        if edit.is_call(node, torch.ops.qc.dequantize.default):
             return None
         return node if all(source.op == "get_attr" for source in node.all_input_nodes) else None
 

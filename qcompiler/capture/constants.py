@@ -27,6 +27,7 @@ from qcompiler.ir import edit
 from qcompiler.ir.float_ops import ARITHMETIC_OPS, COMPARISON_OPS, FLOAT_OPS, UNARY_OPS
 from qcompiler.ir.provenance import derive
 from qcompiler.ir.sizes import expression as size_expression
+from qcompiler.ir.stages import QUANTIZATION_OPS
 
 _aten = torch.ops.aten
 
@@ -174,6 +175,8 @@ def _constant_calls(graph: fx.Graph, written: set[fx.Node]) -> dict[fx.Node, Non
 
 def _needs_no_input(node: fx.Node, constant: Mapping[fx.Node, None]) -> bool:
     if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return False
+    if node.target in QUANTIZATION_OPS:  # the integers of weights are to be kept
         return False
     if node.target in _SHAPED_LIKE:
         return not any(isinstance(size, torch.SymInt) for size in node.meta["val"].shape)

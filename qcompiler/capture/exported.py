@@ -25,6 +25,7 @@ from qcompiler.ir.float_ops import FLOAT_OPS
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.provenance import Provenance, describe, provenance_of
 from qcompiler.ir.sizes import Symbols, expression, specified, symbols_of
+from qcompiler.ir.stages import QUANTIZATION_OPS
 from qcompiler.ir.types import DynamicSize, Stage
 
 Memory = tuple[int, torch.Size, tuple[int, ...]]  # address, shape, strides
@@ -51,7 +52,7 @@ _GENERAL_HINT = "write it with ops of docs/capture.md, or keep that part of the 
 
 
 def program_from_exported(exported: ExportedProgram, dynamic: Resolved | None = None, allow_float: Iterable[str] = ()) -> Program:
-    """The FLOAT program of an exported program; its weights are copied. ``dynamic``: its dynamic sizes, where their names are known;
+    """The program of an exported one, at stage FLOAT, or QDQ if it was quantized before; its weights are copied. ``dynamic``: its dynamic sizes, where their names are known;
     ``allow_float``: full names of ops ("aten.sin.default") that may be in the program though stage FLOAT does not have them.
 
     Raises:
@@ -61,7 +62,7 @@ def program_from_exported(exported: ExportedProgram, dynamic: Resolved | None = 
     graph = graph_module.graph
     names, outputs = _outputs(exported, graph)
     unshaped = tuple(ValueSpec(name, node.meta["val"].dtype, ()) for name, node in zip(names, outputs, strict=True))
-    program = Program(graph_module, Stage.FLOAT, _input_specs(exported, graph, dynamic), unshaped)
+    program = Program(graph_module, _stage(graph), _input_specs(exported, graph, dynamic), unshaped)
     edit.erase_dead(program)
     islands = _check_ops(graph, frozenset(allow_float))
     check_independent_samples(program)
@@ -69,6 +70,11 @@ def program_from_exported(exported: ExportedProgram, dynamic: Resolved | None = 
     return program.replace(
         islands=islands, outputs=tuple(_value_spec("output", name, node, symbols) for name, node in zip(names, outputs, strict=True))
     )
+
+
+def _stage(graph: fx.Graph) -> Stage:
+    """QDQ for models that were quantized before: ONNX files have ``qc.quantize`` and ``qc.dequantize``."""
+    return Stage.QDQ if any(node.target in QUANTIZATION_OPS for node in graph.nodes) else Stage.FLOAT
 
 
 def _pure_graph_module(exported: ExportedProgram) -> fx.GraphModule:
@@ -222,6 +228,8 @@ def _is_functional(node: fx.Node) -> bool:
 
 def _reason_unsupported(node: fx.Node) -> str | None:
     """What the user can do about an op that the FLOAT stage does not have, in this form at least; None if it has it."""
+    if node.target in QUANTIZATION_OPS:
+        return None
     if node.target not in FLOAT_OPS:
         return _HINTS.get(_packet(node), _GENERAL_HINT)
     if edit.is_call(node, torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default) and edit.argument(node, "train"):

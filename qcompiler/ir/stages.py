@@ -141,6 +141,9 @@ _INTEGER_OPS: dict[Target, OpSpecification] = {
 
 _FLOAT_OPS = _uniform(FLOAT_OPS, _ANY)
 
+# The border between reals and integers: programs of models that were quantized elsewhere have them from the start.
+QUANTIZATION_OPS: frozenset[Target] = frozenset({_qc.quantize.default, _qc.dequantize.default})
+
 _QDQ_OPS: dict[Target, OpSpecification] = {
     **_FLOAT_OPS,
     _qc.quantize.default: OpSpecification({"x": _FLOAT}, _INTEGER),
