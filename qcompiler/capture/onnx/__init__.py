@@ -19,6 +19,7 @@ from qcompiler.capture.onnx.inputs import batch_names, examples, without_batch
 from qcompiler.capture.onnx.interpreter import OnnxModule
 from qcompiler.capture.onnx.load import load
 from qcompiler.capture.onnx.model import Model
+from qcompiler.capture.onnx.simplify import simplified
 from qcompiler.errors import CaptureError
 from qcompiler.ir.program import Program
 
@@ -50,7 +51,7 @@ def _program(model: Model, dynamic_batch: bool, dynamic_shapes: DynamicShapes | 
         for name in batch_names(model):
             model = without_batch(model, name)
     given = examples(model, dynamic_batch, dynamic_shapes)
-    module = OnnxModule(model)
+    module = OnnxModule(simplified(model))
     with traceback.preserve_node_meta():
         exported = export_module(module, given.inputs, given.batch, given.dynamic)
     program = program_from_exported(exported, given.dynamic, allow_float)

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import TensorProto
 from torch.utils._python_dispatch import _disable_current_modes
 
 from qcompiler.capture.onnx.call import Sizes, Value, is_constant
 from qcompiler.capture.onnx.model import Node
 
 Arrays = list[Sizes | None]
+
+_WHOLE = frozenset({TensorProto.INT64, TensorProto.INT32})
 
 
 def simplified(array: Sizes) -> torch.Tensor | Sizes:
@@ -42,8 +45,14 @@ def of_count(count: Any) -> torch.Tensor | Sizes:
 
 def serves(node: Node, operands: Sequence[Value]) -> bool:
     """Whether the node computes sizes from sizes and constants."""
-    known = all(isinstance(value, np.ndarray) or is_constant(value) for value in operands)
-    return known and not node.domain and node.op_type in _FUNCTIONS
+    if node.domain or node.op_type not in _FUNCTIONS or int(node.attributes.get("to", TensorProto.INT64)) not in _WHOLE:
+        return False
+    return all(isinstance(value, np.ndarray) or _is_whole(value) for value in operands)
+
+
+def _is_whole(value: Value) -> bool:
+    """Whether a value is known and holds no floats: their arithmetic is another."""
+    return is_constant(value) and not (isinstance(value, torch.Tensor) and value.is_floating_point())
 
 
 def compute(node: Node, operands: Sequence[Value]) -> Any:
@@ -146,6 +155,11 @@ def _split(node: Node, arrays: Arrays) -> Any:
     return tuple(np.split(data, np.cumsum(sizes)[:-1], axis))
 
 
+def _expand(node: Node, arrays: Arrays) -> Any:
+    data, shape = _given(arrays, 0), _numbers(_given(arrays, 1)) or []
+    return np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(shape)))
+
+
 def _where(node: Node, arrays: Arrays) -> Any:
     return np.frompyfunc(lambda condition, a, b: a if condition else b, 3, 1)(_given(arrays, 0), _given(arrays, 1), _given(arrays, 2))
 
@@ -198,4 +212,7 @@ _FUNCTIONS: Mapping[str, Callable[[Node, Arrays], Any]] = {
     "ReduceProd": _reduction(np.multiply),
     "ReduceSum": _reduction(np.add),
     "Split": _split,
+    "Expand": _expand,
+    "Shape": lambda node, arrays: np.array(_given(arrays, 0).shape, dtype=object),
+    "Size": lambda node, arrays: np.array(_given(arrays, 0).size, dtype=object),
 }

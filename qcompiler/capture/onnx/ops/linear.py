@@ -100,7 +100,11 @@ def gemm(call: Call) -> Tensor:
 
 @converter("MatMul")
 def matrix_product(call: Call) -> Tensor:
-    return torch.matmul(call.tensor(0), call.tensor(1))
+    """With a constant matrix it is a linear layer."""
+    a, b = call.tensor(0), call.tensor(1)
+    if b.ndim == 2 and a.ndim >= 2 and call.is_constant(1) and not call.folding and a.is_floating_point():
+        return F.linear(a, b.t())
+    return torch.matmul(a, b)
 
 
 @converter("FusedMatMul", domain="com.microsoft")
