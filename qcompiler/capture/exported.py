@@ -52,8 +52,10 @@ _GENERAL_HINT = "write it with ops of docs/capture.md, or keep that part of the 
 
 
 def program_from_exported(exported: ExportedProgram, dynamic: Resolved | None = None, allow_float: Iterable[str] = ()) -> Program:
-    """The program of an exported one, at stage FLOAT, or QDQ if it was quantized before; its weights are copied. ``dynamic``: its dynamic sizes, where their names are known;
-    ``allow_float``: full names of ops ("aten.sin.default") that may be in the program though stage FLOAT does not have them.
+    """The program of an exported one, at stage FLOAT, or QDQ if it was quantized before; its weights are copied.
+
+    ``dynamic``: its dynamic sizes, where their names are known; ``allow_float``: full names of ops ("aten.sin.default") that may be in the
+    program though stage FLOAT does not have them.
 
     Raises:
         CaptureError, UnsupportedOpError: as ``qcompiler.capture.capture`` says.
