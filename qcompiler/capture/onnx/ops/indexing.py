@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qcompiler.capture.onnx.call import Call
 from qcompiler.capture.onnx.registry import converter
+from qcompiler.capture.onnx.simplify import OWN_DOMAIN
 
 _slice: Callable[..., Tensor] = torch.ops.aten.slice.Tensor
 
@@ -77,6 +78,13 @@ def gather_nd(call: Call) -> Tensor:
     parts = list(indices.unbind(-1))
     counts = [torch.arange(x.shape[dim]).reshape([-1 if d == dim else 1 for d in range(indices.ndim - 1)]) for dim in range(shared)]
     return x[(*counts, *parts)]
+
+
+@converter("Index", domain=OWN_DOMAIN)
+def index(call: Call) -> Tensor:
+    """``x[a, b, …]``; see ``qcompiler/capture/onnx/simplify.py``."""
+    found: Tensor = call.tensor(0)[tuple(call.tensor(position) for position in range(1, len(call)))]
+    return found
 
 
 _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
