@@ -37,7 +37,6 @@ _FIELDS: Mapping[type, Mapping[str, frozenset[int]]] = {
     k.ReductionKernel: {"zero_point": _ZERO},
     k.HaloKernel: {"value": _NOTHING},
 }
-_SHARED: tuple[type, ...] = (k.ConvolutionKernel, k.AttentionKernel, k.MatrixProductKernel, k.NormalizationKernel)
 _PARTS = ("epilogue", "operation", "scores", "result", "addition", "affine", "narrowing")
 
 
@@ -46,7 +45,7 @@ def share(kernel: Kernel) -> tuple[Kernel, tuple[int, ...]]:
 
     Kernels of one function a row keep theirs: constants of a function's form choose how it is divided and shifted.
     """
-    if not isinstance(kernel, _SHARED):
+    if isinstance(kernel, k.RowKernel):
         return kernel, ()
     numbers: list[int] = []
 
