@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
 import onnx_ir as ir
@@ -21,19 +21,21 @@ def write(model: ir.Model, path: Path, largest: int = LARGEST_FILE) -> None:
     Raises:
         ArtifactError: the file cannot be written; an older one of that name is as it was.
     """
-    external = weight_bytes(model) > largest
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    data = path.with_name(f"{path.name}.data")
     try:
-        if external:
-            ir.save(model, temporary, external_data=data.name, size_threshold_bytes=_EXTERNAL_BYTES)
-        else:
-            temporary.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
-        os.replace(temporary, path)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            _write(model, Path(folder) / path.name, external=weight_bytes(model) > largest)
+            # The weights go first: until the file itself is there, nobody reads them.
+            for written in sorted(Path(folder).iterdir(), reverse=True):
+                os.replace(written, path.parent / written.name)
     except OSError as error:
         raise ArtifactError(f"cannot write '{path}': {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _write(model: ir.Model, path: Path, *, external: bool) -> None:
+    if external:
+        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=_EXTERNAL_BYTES)
+    else:
+        path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
 def weight_bytes(model: ir.Model) -> int:

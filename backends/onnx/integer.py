@@ -30,7 +30,8 @@ def write(program: Program, opset: int) -> ir.Graph:
     """
     if program.islands:
         raise UnsupportedOpError(
-            f"{', '.join(program.islands)} stay in float: an integer-only file has no place for them; lower them, or export format 'qdq'"
+            f"the program has float islands ({', '.join(program.islands)}), for which an integer-only file has no place: "
+            "write those ops otherwise, or export format 'qdq'"
         )
     return ProgramWriter(program, WRITERS, opset, _enter, _leave).graph()
 
