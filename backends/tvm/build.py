@@ -1,12 +1,17 @@
-"""From a plan to a shared library: kernels compiled in child processes under a time limit, kept in a cache, linked with the driver."""
+"""From a plan to a shared library: kernels compiled in child processes under a time limit, kept in a cache, linked with the driver.
+
+Importing TVM takes a child as long as ten kernels. One that has nothing left to do therefore waits for the next call for a while.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import select
 import shutil
@@ -14,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +31,8 @@ from qcompiler.errors import TargetError
 
 WORKER = (sys.executable, "-m", "qcompiler.backends.tvm.worker")
 _WORKERS = 2
+_KERNELS_PER_WORKER = 8  # fewer are not worth the start of another one
+_KEPT = 60.0  # seconds that an idle worker is used again; ``worker`` ends itself after more
 _START_LIMIT = 120.0  # seconds for a worker to import TVM
 _COMPILER_FLAGS = ("-shared", "-fPIC", "-O2", "-std=gnu11", "-pthread", "-Wl,--build-id=none", "-Wl,--strip-all")
 
@@ -73,7 +80,7 @@ def _compile_kernels(steps: Mapping[str, Step], target: str, folder: Path, time_
     cache = cache_folder() / "kernels"
     tasks = [_Task(symbol, step, target, folder / f"{symbol}.o", cache / _cache_name(symbol, target)) for symbol, step in steps.items()]
     missing = deque(task for task in tasks if not _copy_from_cache(task))
-    workers = [_Worker(worker) for _ in range(min(_WORKERS, len(missing)))]
+    workers = [_hire(worker) for _ in range(min(_WORKERS, -(-len(missing) // _KERNELS_PER_WORKER)))]
     try:
         while missing or any(w.task for w in workers):
             for w in workers:
@@ -83,13 +90,36 @@ def _compile_kernels(steps: Mapping[str, Step], target: str, folder: Path, time_
                 _copy_to_cache(finished)
     finally:
         for w in workers:
-            w.close()
+            w.release()
+
+
+# By process (a fork must not share pipes with its parent) and command line.
+_idle: defaultdict[tuple[int, tuple[str, ...]], list[_Worker]] = defaultdict(list)
+
+
+def _hire(command: Sequence[str]) -> _Worker:
+    """An idle worker, else a new one."""
+    waiting = _idle[os.getpid(), tuple(command)]
+    while waiting:
+        worker = waiting.pop()
+        if worker.is_usable:
+            return worker
+        worker.close()
+    return _Worker(command)
+
+
+@atexit.register
+def _dismiss_all() -> None:
+    for (process, _), workers in _idle.items():
+        for worker in workers if process == os.getpid() else ():
+            worker.close()
 
 
 class _Worker:
     """A child process and what it is doing; ``deadline`` is when it has to answer."""
 
     def __init__(self, command: Sequence[str]) -> None:
+        self._command, self._kept_until = tuple(command), math.inf
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None and self._process.stdout is not None  # both are pipes
         self._requests, self.answers = self._process.stdin, self._process.stdout
@@ -98,6 +128,7 @@ class _Worker:
         self.task: _Task | None = None
 
     def start(self, task: _Task, time_limit: float) -> None:
+        self._kept_until = math.inf
         self.task, self._limit, self.deadline = task, time_limit, time.monotonic() + time_limit
         self._requests.write(json.dumps(task.request).encode() + b"\n")
         self._requests.flush()
@@ -120,6 +151,18 @@ class _Worker:
     @property
     def busy(self) -> bool:
         return self.task is not None or not self.ready
+
+    @property
+    def is_usable(self) -> bool:
+        return self._process.poll() is None and time.monotonic() < self._kept_until
+
+    def release(self) -> None:
+        """Nothing is left to do: wait for the next call, or end where the last one was not finished."""
+        if self.busy or not self.is_usable:
+            self.close()
+            return
+        self._kept_until = time.monotonic() + _KEPT
+        _idle[os.getpid(), self._command].append(self)
 
     def close(self) -> None:
         self._process.kill()

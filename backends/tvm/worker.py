@@ -1,13 +1,15 @@
 """A child process that compiles kernels: one request a line on standard input, one answer a line on standard output.
 
 It lives apart so that a kernel on which LLVM hangs can be killed. Request: ``{"kernel", "target", "symbol", "path"}``; the object
-is written to ``path``. Answer: ``{"error": null}`` or the message. The first line says that TVM is imported.
+is written to ``path``. Answer: ``{"error": null}`` or the message. The first line says that TVM is imported. A request comes after the
+answer to the one before; where none comes for a while, the process ends.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,8 @@ from qcompiler.backends.tvm.target import KernelTarget, resolve
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
+
+_LONGEST_SILENCE = 90.0  # seconds; longer than ``build`` keeps an idle worker
 
 
 def emit(kernel: Kernel, target: KernelTarget, symbol: str) -> PrimFunc:
@@ -51,14 +55,14 @@ def compile_kernel(kernel: Kernel, target: KernelTarget, symbol: str) -> bytes:
 
 
 def main() -> None:
-    """Serve until standard input ends."""
+    """Serve until standard input ends or is silent."""
     # Whatever TVM or LLVM print must not get between the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     from qcompiler.backends.tvm import codegen, generic, templates  # noqa: F401  # imported before time is taken
 
     print(json.dumps({"error": None}), file=answers, flush=True)
-    for line in sys.stdin:
+    while select.select([sys.stdin], [], [], _LONGEST_SILENCE)[0] and (line := sys.stdin.readline()):
         request = json.loads(line)
         try:
             data = compile_kernel(decode(request["kernel"]), resolve(request["target"]), request["symbol"])

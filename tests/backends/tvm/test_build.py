@@ -60,6 +60,15 @@ def test_worker_that_dies_is_reported(plan: Any, empty_cache: Path) -> None:
         build_library(plan, time_limit=60, worker=(sys.executable, "-c", "raise SystemExit(3)"))
 
 
+def test_idle_worker_serves_the_next_call(plan: Any, empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = tmp_path / "starts"
+    code = f"open({str(starts)!r}, 'a').write('.')\nfrom qcompiler.backends.tvm import worker\nworker.main()"
+    for name in ("one", "two"):
+        monkeypatch.setenv("QCOMPILER_CACHE", str(tmp_path / name))
+        build_library(plan, time_limit=60, worker=(sys.executable, "-c", code))
+    assert starts.read_text() == "."
+
+
 def test_same_plan_gives_the_same_bytes_with_and_without_the_cache(plan: Any, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build_library(plan, time_limit=60)
     assert sorted((empty_cache / "kernels").iterdir())
