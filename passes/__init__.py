@@ -4,6 +4,12 @@ from __future__ import annotations
 
 PASSES: dict[str, str] = {
     "canonicalize": "qcompiler.passes.canonicalize.canonicalize:Canonicalize",
+    "canonicalize-qdq": "qcompiler.passes.canonicalize.canonicalize_qdq:CanonicalizeQdq",
+    "fold-bias": "qcompiler.passes.canonicalize.fold_bias:FoldBias",
+    "fold-dequantize": "qcompiler.passes.canonicalize.fold_dequantize:FoldDequantize",
+    "merge-dequantize": "qcompiler.passes.canonicalize.merge_dequantize:MergeDequantize",
+    "move-dequantize": "qcompiler.passes.canonicalize.move_dequantize:MoveDequantize",
+    "weights-to-int8": "qcompiler.passes.canonicalize.weights_to_int8:WeightsToInt8",
     "collect-masks": "qcompiler.passes.canonicalize.collect_masks:CollectMasks",
     "decompose-attention": "qcompiler.passes.canonicalize.decompose_attention:DecomposeAttention",
     "drop-expand": "qcompiler.passes.canonicalize.drop_expand:DropExpand",

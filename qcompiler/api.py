@@ -32,7 +32,7 @@ __all__ = ["Module", "Verification", "capture", "compile", "export_onnx", "load"
 
 def quantize(
     program: Program,
-    calibration_data: DataSource,
+    calibration_data: DataSource | None = None,
     recipe: str | Path = "int8",
     options: Mapping[str, object] | None = None,
     *,
@@ -43,10 +43,14 @@ def quantize(
 ) -> Program:
     """Run a recipe: from a FLOAT program to an INTEGER one, with a few samples kept for the artifact's test vectors.
 
+    A program at stage QDQ, as ``capture`` gives it of a model that was quantized elsewhere, has its scales already: of the recipe
+    it takes the part from ``lower-integer`` on, after ``canonicalize-qdq``, and needs no data.
+
     Args:
         program: what ``capture`` gives; left as it is.
         calibration_data: an iterable of inputs like those the model will meet, each a tensor or a tuple with one entry for each input;
-            or a tensor of samples; or a function that gives such an iterable. 100 to 1000 samples are usual.
+            or a tensor of samples; or a function that gives such an iterable. 100 to 1000 samples are usual. None: a program at stage
+            QDQ needs none.
         recipe: name of a built-in recipe, or path of a ``.yaml`` file.
         options: replace options of the recipe, such as ``{"quantize.a": 8}``, or ``{"observer": "mse"}`` where that is unambiguous.
         passes: a pipeline, as text or as passes, in place of the recipe's.
@@ -62,8 +66,12 @@ def quantize(
         VerificationError: a range cannot be proven; the message says of which layer and what to change.
     """
     chosen = _allowing(_passes(recipe, options or {}, passes), allow_float)
-    data = CalibrationData(calibration_data, program.inputs)
-    samples = data.samples()
+    if program.stage is Stage.FLOAT and calibration_data is None:
+        raise CalibrationError(f"the program is at stage {program.stage.value}: give calibration_data to quantize it")
+    if program.stage is Stage.QDQ and passes is None:
+        chosen = _from_qdq(chosen)
+    data = None if calibration_data is None else CalibrationData(calibration_data, program.inputs)
+    samples = () if data is None else data.samples()
     manager = PassManager(chosen, instruments=instruments, progress=progress or _default_progress())
     return manager.run(program, data).replace(samples=samples)
 
@@ -87,7 +95,8 @@ def compile(
     """Generate code for a target, from an INTEGER program or all the way from a model.
 
     Args:
-        model: a program, or what ``capture`` takes; unless it is an INTEGER program it is quantized first, which needs data.
+        model: a program, or what ``capture`` takes; unless it is an INTEGER program it is quantized first, which needs data if it is at
+            stage FLOAT.
         example_inputs, dynamic_shapes: as ``capture`` takes them.
         calibration_data, recipe, options, passes, allow_float, instruments, progress: as ``quantize`` takes them.
         target: ``native`` (the best of this machine) or one of ``qcompiler targets``; it need not be one that this machine can run.
@@ -104,7 +113,7 @@ def compile(
     recipe_name = ""
     if program.stage is not Stage.INTEGER:
         recipe_name = load_recipe(recipe).name if passes is None else ""
-        if calibration_data is None:
+        if calibration_data is None and program.stage is Stage.FLOAT:
             raise CalibrationError(f"the program is at stage {program.stage.value}: give calibration_data, or quantize it first")
         given = {"passes": passes, "allow_float": allow_float, "instruments": instruments, "progress": progress}
         program = quantize(program, calibration_data, recipe, options, **given)  # type: ignore[arg-type]  # as this function takes them
@@ -266,6 +275,14 @@ def _passes(recipe: str | Path, options: Mapping[str, object], passes: str | Seq
     if passes is None:
         return load_recipe(recipe).passes(options)
     return override(parse_pipeline(passes) if isinstance(passes, str) else passes, options)
+
+
+def _from_qdq(passes: Sequence[Pass]) -> list[Pass]:
+    """What is left of a pipeline for a program that has its scales: all from the pass that lowers it on."""
+    first = next((position for position, item in enumerate(passes) if item.takes is Stage.QDQ and item.gives is Stage.INTEGER), None)
+    if first is None:
+        raise QCompilerError("the program is at stage qdq, and the pipeline has no pass from there to integer: add 'lower-integer'")
+    return [*parse_pipeline("canonicalize-qdq"), *passes[first:]]
 
 
 def _allowing(passes: Sequence[Pass], allow_float: Sequence[str]) -> list[Pass]:

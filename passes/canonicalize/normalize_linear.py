@@ -3,7 +3,8 @@
     x @ W = linear(x, W^T)                      mm, matmul
     beta b + alpha (x @ W) = linear(x, alpha W^T, beta b)   addmm
 
-with W a constant matrix [inputs, outputs]. Products of two computed values, and products with the constant on the left, stay.
+with W a constant matrix [inputs, outputs], in floats or behind a ``qc.dequantize``. Products of two computed values, and products with the
+constant on the left, stay.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
+from qcompiler.ir.quantized_constants import quantized_constant
 from qcompiler.ir.types import Stage
 from qcompiler.pipeline.contract import Equivalent
 from qcompiler.pipeline.rewrite import RewritePass, Site
@@ -34,7 +36,9 @@ class NormalizeLinear(RewritePass[fx.Node]):
     def match(self, node: fx.Node) -> fx.Node | None:
         if edit.is_call(node, _aten.addmm.default):
             return node if edit.is_constant(node.args[2]) else None
-        return node if edit.is_call(node, _aten.mm.default, _aten.matmul.default) and edit.is_constant(node.args[1]) else None
+        if not edit.is_call(node, _aten.mm.default, _aten.matmul.default):
+            return None
+        return node if edit.is_constant(node.args[1]) or quantized_constant(node.args[1]) is not None else None
 
     def check(self, match: fx.Node) -> str | None:
         if edit.is_call(match, _aten.addmm.default):
@@ -51,6 +55,9 @@ class NormalizeLinear(RewritePass[fx.Node]):
             site.replace(site.call(_aten.linear.default, x, _scaled(site, matrix, alpha), _scaled(site, bias, beta)))
             return
         x, matrix = match.args[:2]
+        if quantized_constant(matrix) is not None:
+            site.replace(site.call(_aten.linear.default, x, site.call(_aten.permute.default, matrix, [1, 0])))
+            return
         site.replace(site.call(_aten.linear.default, x, _scaled(site, matrix, 1)))
 
 

@@ -27,6 +27,9 @@ from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunc
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
 
+# Relative difference of two scales that were rounded to float32 differently.
+_SAME_SCALE = 1e-6
+
 
 def convolution(lowering: Lowering, node: fx.Node) -> Value:
     """Any stride, dilation and groups; a border of zeros added before becomes its padding."""
@@ -112,17 +115,29 @@ def _accumulator_scale(x: IntegerValue, weight: IntegerValue, channels: int) -> 
 
 def _folded_bias(lowering: Lowering, node: fx.Node, x: IntegerValue, weight: torch.Tensor, scale: torch.Tensor) -> fx.Node:
     """The constant B of the module's formula, int32 [N]; ``weight`` is [N, …]."""
-    bias = edit.constant_value(argument(node, "bias"))
-    if bias is None and argument(node, "bias") is not None:
-        raise UnsupportedOpError(f"{describe(node)}: its bias is computed, but must be a constant: add it with a separate add")
-    rounded = torch.zeros_like(scale) if bias is None else torch.round(bias.to(torch.float64) / scale)
-    folded = rounded - x.zero_point * weight.to(torch.float64).flatten(1).sum(1)
+    folded = _bias_in_steps(lowering, node, scale) - x.zero_point * weight.to(torch.float64).flatten(1).sum(1)
     if not bool((folded.abs() <= INT32.high).all()):
         raise VerificationError(
             f"{describe(node)}: its bias does not fit int32 at the scale of the accumulator (up to {float(folded.abs().max()):.3g}): "
             "raise the weight's scale"
         )
     return lowering.constant(f"{node.name}_bias_int32", folded.to(torch.int32))
+
+
+def _bias_in_steps(lowering: Lowering, node: fx.Node, scale: torch.Tensor) -> torch.Tensor:
+    """b / (s_x s_w) as whole numbers; an integer bias of that very scale, up to float32, as it is."""
+    operand = argument(node, "bias")
+    if operand is None:
+        return torch.zeros_like(scale)
+    reals, value = edit.constant_value(operand), lowering.values.get(operand)
+    if reals is not None:
+        return torch.round(reals.to(torch.float64) / scale)
+    integers = edit.constant_value(value.node) if isinstance(value, IntegerValue) else None
+    if integers is None or not isinstance(value, IntegerValue):
+        raise UnsupportedOpError(f"{describe(node)}: its bias is computed, but must be a constant: add it with a separate add")
+    factor = value.scale / scale
+    factor = torch.where((factor - 1).abs() <= _SAME_SCALE, 1.0, factor)
+    return torch.round((integers.to(torch.float64) - value.zero_point) * factor)
 
 
 def _absorb_padding(x: IntegerValue, padding: Sequence[int]) -> tuple[fx.Node, list[int]]:

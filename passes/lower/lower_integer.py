@@ -14,7 +14,8 @@ from qcompiler.errors import UnknownNameError, UnsupportedOpError
 from qcompiler.ir import edit, elementwise, ranges
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.provenance import describe
-from qcompiler.ir.types import IntegerRange, IntegerType, QuantizedType, Stage
+from qcompiler.ir.quantized_constants import quantized_type
+from qcompiler.ir.types import IntegerRange, QuantizedType, Stage
 from qcompiler.passes.lower import activations, arithmetic_ops, attention, codes, islands, layers, movement, pooling, tokens
 from qcompiler.passes.lower.lowering import Functions, IntegerValue, Lowering, LoweringFunction, OwnScale, Real, Unrounded, Value
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult, Promise
@@ -141,7 +142,7 @@ def _lower(lowering: Lowering, node: fx.Node) -> Value:
 
 def _quantize(lowering: Lowering, node: fx.Node) -> IntegerValue:
     """Where integers of a stated type come about: at an input, by the rounding that was waiting, or by a change of type."""
-    source, quantized = node.args[0], _type_of(node)
+    source, quantized = node.args[0], quantized_type(node)
     assert isinstance(source, fx.Node)  # the op's tensor
     if source.op == "placeholder":
         return _integer_input(lowering, source, quantized)
@@ -171,19 +172,13 @@ def _dequantize(lowering: Lowering, node: fx.Node) -> Value:
     assert isinstance(source, fx.Node)  # the op's tensor
     if source in lowering.values:
         return lowering.values[source]
-    quantized = _type_of(node)
+    quantized = quantized_type(node)
     if any(zero_point != quantized.zero_point[0] for zero_point in quantized.zero_point):
         raise UnsupportedOpError(f"{describe(node)} has a zero point for each channel: quantize symmetrically, or per tensor")
     source.meta["quantized"] = quantized
     scale = torch.tensor(quantized.scale, dtype=torch.float64)
     scale = scale.reshape(()) if quantized.axis is None else scale
     return IntegerValue(source, scale, quantized.zero_point[0], quantized.integer)
-
-
-def _type_of(node: fx.Node) -> QuantizedType:
-    """The type that a quantize or dequantize states."""
-    scale, zero_point, axis, bits, signed = node.args[1:]
-    return QuantizedType(IntegerType(bits, signed), tuple(scale), tuple(zero_point), None if axis < 0 else axis)  # type: ignore[arg-type,operator]
 
 
 def _declare_inputs(program: Program, lowering: Lowering) -> None:
@@ -202,7 +197,10 @@ def _filled(node: fx.Node, interval: IntegerRange) -> ranges.Bounds:
 
 def _input_specs(program: Program) -> tuple[ValueSpec, ...]:
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
-    return tuple(replace(spec, quantized=node.meta.get("quantized")) for spec, node in zip(program.inputs, placeholders, strict=True))
+    return tuple(
+        replace(spec, quantized=node.meta.get("quantized") if spec.dtype.is_floating_point else None)
+        for spec, node in zip(program.inputs, placeholders, strict=True)
+    )
 
 
 def _connect_outputs(program: Program, lowering: Lowering) -> tuple[ValueSpec, ...]:
@@ -221,7 +219,8 @@ def _connect_outputs(program: Program, lowering: Lowering) -> tuple[ValueSpec, .
 
 def _output(lowering: Lowering, spec: ValueSpec, node: fx.Node) -> tuple[fx.Node, QuantizedType | None]:
     if not node.meta["val"].is_floating_point():
-        return node, None
+        known = lowering.values.get(node)
+        return known.node if isinstance(known, IntegerValue) else node, None
     value = lowering.integers(node)
     if value.scale.numel() == 1:
         return value.node, replace(value.quantized, range=None)

@@ -10,7 +10,7 @@ from torch import fx
 
 from qcompiler.ir.edit import argument
 from qcompiler.ir.types import INT16, UINT8, QuantizedType
-from qcompiler.passes.lower.lowering import Lowering, LoweringFunction, Masked, Value, unsupported
+from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Masked, Value, unsupported
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
 
@@ -23,8 +23,11 @@ def embedding(lowering: Lowering, node: fx.Node) -> Value:
 
 
 def cast(lowering: Lowering, node: fx.Node) -> Value:
-    """Integers as reals of scale 1, in the narrowest type that holds what is proven about them."""
+    """Integers as reals of scale 1, in the narrowest type that holds what is proven about them; and back, where they are such."""
     source = node.args[0]
+    known = lowering.values.get(source) if isinstance(source, fx.Node) else None
+    if isinstance(known, IntegerValue) and _are_whole_numbers(known, node):
+        return known
     if not isinstance(source, fx.Node) or source.meta["val"].is_floating_point():
         raise unsupported(node, "it casts floats", "leave the cast out")
     proven = lowering.bounds_of(source).range
@@ -34,6 +37,13 @@ def cast(lowering: Lowering, node: fx.Node) -> Value:
                 lowering.call(_aten.to.dtype, source, integer.dtype, name=f"{node.name}_integers"), QuantizedType(integer, (1.0,))
             )
     raise unsupported(node, f"its integers lie in {proven}", "give the model the values as floats, or declare a range of 16 bits")
+
+
+def _are_whole_numbers(value: IntegerValue, node: fx.Node) -> bool:
+    """Whether reals are the integers that stand for them, and the cast leaves them as they are: to float32, or to their own dtype."""
+    wanted = node.meta["val"].dtype
+    plain = value.zero_point == 0 and value.scale.numel() == 1 and float(value.scale) == 1.0
+    return plain and (wanted.is_floating_point or wanted is value.integer.dtype)
 
 
 def mask(lowering: Lowering, node: fx.Node) -> Value:

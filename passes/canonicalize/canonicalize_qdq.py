@@ -1,0 +1,40 @@
+"""``canonicalize-qdq``: the canonical form of a program that was quantized elsewhere.
+
+The passes of ``canonicalize`` hold between quantize and dequantize as they hold anywhere: they change no real. No layer's integers are
+touched, because no integer weight is a constant in floats. Those of this folder that take stage QDQ make layers of what tools write
+around integer weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from qcompiler.ir.program import Program
+from qcompiler.ir.types import Stage
+from qcompiler.passes.canonicalize.canonicalize import STEPS
+from qcompiler.passes.canonicalize.fold_bias import FoldBias
+from qcompiler.passes.canonicalize.fold_dequantize import FoldDequantize
+from qcompiler.passes.canonicalize.merge_dequantize import MergeDequantize
+from qcompiler.passes.canonicalize.move_dequantize import MoveDequantize
+from qcompiler.passes.canonicalize.weights_to_int8 import WeightsToInt8
+from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult
+from qcompiler.pipeline.fixpoint import run_to_fixpoint
+
+_STEPS: tuple[Pass, ...] = (MergeDequantize(), FoldDequantize(), MoveDequantize(), *STEPS, FoldBias(), WeightsToInt8())
+
+
+@dataclass(frozen=True)
+class CanonicalizeQdq(Pass):
+    """``canonicalize`` for programs at stage QDQ, and what integer weights need besides.
+
+    Lossy only in so far as floats are: a sum in another order may fall on the other side of a tie when it is rounded.
+    """
+
+    name: ClassVar = "canonicalize-qdq"
+    takes: ClassVar = Stage.QDQ
+    gives: ClassVar = Stage.QDQ
+    promise: ClassVar = Lossy()
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        return run_to_fixpoint(_STEPS, program, context)
