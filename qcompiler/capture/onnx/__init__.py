@@ -15,7 +15,7 @@ from torch.fx import traceback
 from qcompiler.capture.dynamic import DynamicShapes
 from qcompiler.capture.exported import program_from_exported
 from qcompiler.capture.module import export_module
-from qcompiler.capture.onnx.inputs import batch_names, examples, without_batch
+from qcompiler.capture.onnx.inputs import examples
 from qcompiler.capture.onnx.interpreter import OnnxModule
 from qcompiler.capture.onnx.load import load
 from qcompiler.capture.onnx.model import Model
@@ -47,9 +47,6 @@ def capture_onnx(
 
 
 def _program(model: Model, dynamic_batch: bool, dynamic_shapes: DynamicShapes | None, allow_float: Iterable[str]) -> Program:
-    if not dynamic_batch:
-        for name in batch_names(model):
-            model = without_batch(model, name)
     given = examples(model, dynamic_batch, dynamic_shapes)
     module = OnnxModule(simplified(model))
     with traceback.preserve_node_meta():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch.export import Dim
@@ -69,7 +68,8 @@ def _shares_batch(model: Model) -> bool:
 
 
 def _given(model: Model, shapes: DynamicShapes, batch: bool) -> Given:
-    """The user's sizes by input and dimension; what is said of a symbol holds wherever the file names it."""
+    """The user's sizes by input and dimension; what is said of a symbol holds wherever the file names it. A batch that is not to stay
+    open is 1."""
     given: Given = {}
     names = [spec.name for spec in model.inputs]
     for key, dims in shapes.items():
@@ -83,6 +83,8 @@ def _given(model: Model, shapes: DynamicShapes, batch: bool) -> Given:
         symbol = model.inputs[position].sizes[dim]
         if isinstance(symbol, str) and symbols.setdefault(symbol, size) != size:
             raise CaptureError(f"dynamic_shapes gives the size '{symbol}' two values: use one for all inputs")
+    if not batch:
+        symbols = {**{spec.sizes[0]: 1 for spec in model.inputs if spec.sizes and isinstance(spec.sizes[0], str)}, **symbols}
     for position, spec in enumerate(model.inputs):
         for dim, symbol in enumerate(spec.sizes):
             if isinstance(symbol, str) and symbol in symbols:
@@ -122,14 +124,3 @@ def _size(spec: Input, dim: int, size: int | str | None, given: DynamicSize | in
         f"input '{spec.name}' leaves its dimension {dim}{name} open: give its size, dynamic_shapes={{'{spec.name}': {{{dim}: number}}}},"
         f" or its bounds, {{{dim}: torch.export.{shown}}}"
     )
-
-
-def without_batch(model: Model, batch: str) -> Model:
-    """The model with the size 1 wherever the file names the batch."""
-    inputs = (replace(spec, sizes=tuple(1 if size == batch else size for size in spec.sizes)) for spec in model.inputs)
-    return replace(model, inputs=tuple(inputs))
-
-
-def batch_names(model: Model) -> Mapping[str, None]:
-    """The symbols that the file has in dimension 0."""
-    return dict.fromkeys(spec.sizes[0] for spec in model.inputs if spec.sizes and isinstance(spec.sizes[0], str))

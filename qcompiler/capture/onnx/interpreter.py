@@ -132,7 +132,7 @@ class OnnxModule(nn.Module):
         types = [self.model.types.get(name) for name in node.inputs]
         if found.folds and all(is_constant(value) for value in operands):
             call = Call(node, self._opset(node), operands, operands.__getitem__, types)  # type: ignore[arg-type]  # Call checks
-            with _disable_current_modes(), torch.no_grad():
+            with _disable_current_modes():
                 return _bounded(found.convert(call))
         materialize = self._materializer(node, operands)
         return found.convert(Call(node, self._opset(node), operands, materialize, types))

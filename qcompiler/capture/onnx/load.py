@@ -243,9 +243,10 @@ def _input(proto: onnx.ValueInfoProto) -> Input:
 
 
 def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """-1, "?" and no name at all are how exporters write a size that is open and equal to no other."""
     if dim.HasField("dim_value"):
-        return int(dim.dim_value)
-    return str(dim.dim_param) or None
+        return None if dim.dim_value == -1 else int(dim.dim_value)
+    return None if dim.dim_param in ("", "?") else str(dim.dim_param)
 
 
 def _nodes(graph: GraphProto) -> Iterator[NodeProto]:

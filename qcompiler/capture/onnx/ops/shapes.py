@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,9 @@ from torch import Tensor
 from qcompiler.capture.onnx import sizes
 from qcompiler.capture.onnx.call import Call, Size
 from qcompiler.capture.onnx.registry import converter
+
+# What exporters write for "to the end" is some large number; no open size comes near.
+_TO_THE_END = 10**6
 
 _slice: Callable[..., Tensor] = torch.ops.aten.slice.Tensor
 
@@ -134,7 +136,7 @@ def _sliced(call: Call, starts: Sequence[Size], ends: Sequence[Size], axes: Sequ
 
 
 def _is_whole(end: Size, length: Size) -> bool:
-    return isinstance(end, int) and (end >= sys.maxsize // 2 or end == 2**31 - 1 or (isinstance(length, int) and end >= length))
+    return isinstance(end, int) and end >= (length if isinstance(length, int) else _TO_THE_END)
 
 
 def _backwards(call: Call, x: Tensor, axis: int, start: Size, end: Size, step: int) -> Tensor:
