@@ -5,6 +5,7 @@ from __future__ import annotations
 PASSES: dict[str, str] = {
     "canonicalize": "qcompiler.passes.canonicalize.canonicalize:Canonicalize",
     "canonicalize-qdq": "qcompiler.passes.canonicalize.canonicalize_qdq:CanonicalizeQdq",
+    "drop-rounding": "qcompiler.passes.canonicalize.drop_rounding:DropRounding",
     "fold-bias": "qcompiler.passes.canonicalize.fold_bias:FoldBias",
     "fold-dequantize": "qcompiler.passes.canonicalize.fold_dequantize:FoldDequantize",
     "merge-dequantize": "qcompiler.passes.canonicalize.merge_dequantize:MergeDequantize",
@@ -14,6 +15,7 @@ PASSES: dict[str, str] = {
     "decompose-attention": "qcompiler.passes.canonicalize.decompose_attention:DecomposeAttention",
     "drop-expand": "qcompiler.passes.canonicalize.drop_expand:DropExpand",
     "group-views": "qcompiler.passes.canonicalize.group_views:GroupViews",
+    "hoist-slices": "qcompiler.passes.canonicalize.hoist_slices:HoistSlices",
     "join-constants": "qcompiler.passes.canonicalize.join_constants:JoinConstants",
     "merge-slices": "qcompiler.passes.canonicalize.merge_slices:MergeSlices",
     "merge-duplicates": "qcompiler.passes.canonicalize.merge_duplicates:MergeDuplicates",

@@ -17,6 +17,7 @@ from qcompiler.passes.canonicalize.fold_constants import FoldConstants
 from qcompiler.passes.canonicalize.fold_pad import FoldPad
 from qcompiler.passes.canonicalize.fuse_activation import FuseActivation
 from qcompiler.passes.canonicalize.group_views import GroupViews
+from qcompiler.passes.canonicalize.hoist_slices import HoistSlices
 from qcompiler.passes.canonicalize.join_constants import JoinConstants
 from qcompiler.passes.canonicalize.merge_duplicates import MergeDuplicates
 from qcompiler.passes.canonicalize.merge_slices import MergeSlices
@@ -52,6 +53,7 @@ STEPS: tuple[Pass, ...] = (
     MergeSlices(),
     DropExpand(),
     MergeDuplicates(),
+    HoistSlices(),
     FoldPad(),
     FoldBatchNorm(),
     FuseActivation(),
