@@ -8,6 +8,7 @@ PASSES: dict[str, str] = {
     "drop-rounding": "qcompiler.passes.canonicalize.drop_rounding:DropRounding",
     "fold-bias": "qcompiler.passes.canonicalize.fold_bias:FoldBias",
     "fold-dequantize": "qcompiler.passes.canonicalize.fold_dequantize:FoldDequantize",
+    "hoist-quantize": "qcompiler.passes.canonicalize.hoist_quantize:HoistQuantize",
     "merge-dequantize": "qcompiler.passes.canonicalize.merge_dequantize:MergeDequantize",
     "move-dequantize": "qcompiler.passes.canonicalize.move_dequantize:MoveDequantize",
     "weights-to-int8": "qcompiler.passes.canonicalize.weights_to_int8:WeightsToInt8",

@@ -13,15 +13,26 @@ from typing import ClassVar
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
 from qcompiler.passes.canonicalize.canonicalize import STEPS
+from qcompiler.passes.canonicalize.drop_rounding import DropRounding
 from qcompiler.passes.canonicalize.fold_bias import FoldBias
 from qcompiler.passes.canonicalize.fold_dequantize import FoldDequantize
+from qcompiler.passes.canonicalize.hoist_quantize import HoistQuantize
 from qcompiler.passes.canonicalize.merge_dequantize import MergeDequantize
 from qcompiler.passes.canonicalize.move_dequantize import MoveDequantize
 from qcompiler.passes.canonicalize.weights_to_int8 import WeightsToInt8
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult
 from qcompiler.pipeline.fixpoint import run_to_fixpoint
 
-_STEPS: tuple[Pass, ...] = (MergeDequantize(), FoldDequantize(), MoveDequantize(), *STEPS, FoldBias(), WeightsToInt8())
+_STEPS: tuple[Pass, ...] = (
+    MergeDequantize(),
+    FoldDequantize(),
+    MoveDequantize(),
+    HoistQuantize(),
+    DropRounding(),
+    *STEPS,
+    FoldBias(),
+    WeightsToInt8(),
+)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,9 @@ def _visit(lowering: Lowering, node: fx.Node, allowed: frozenset[fx.Node]) -> No
 
 
 def _is_lowered(node: fx.Node) -> bool:
-    """Whether a float goes in or comes out."""
+    """Whether a float goes in or comes out; the size of a float does not count."""
+    if edit.is_call(node, _aten.sym_size.int):
+        return False
     values = [node.meta["val"], *(operand.meta.get("val") for operand in node.all_input_nodes)]
     return any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in values)
 

@@ -22,6 +22,7 @@ from qcompiler.capture.constants import size_node
 from qcompiler.ir import edit
 from qcompiler.ir.float_ops import ARITHMETIC_OPS, MASK_OPS, UNARY_OPS
 from qcompiler.ir.sizes import expression
+from qcompiler.ir.stages import QUANTIZATION_OPS
 
 _aten = torch.ops.aten
 
@@ -82,6 +83,7 @@ _WORKS_ALONG: Mapping[object, str] = {
     _aten.cat.default: "dim",
     _aten.flip.default: "dims",
     _aten.roll.default: "dims",
+    **dict.fromkeys(QUANTIZATION_OPS, "axis"),  # where it is not -1
 }
 
 
@@ -131,7 +133,8 @@ def separate_batch(graph_module: fx.GraphModule, batch: sympy.Expr) -> fx.GraphM
 def _needs_separation(node: fx.Node, batch: sympy.Expr) -> bool:
     """Whether the batch shares a dimension, or stands behind another where an op computes. Movement alone may put it anywhere."""
     found = _position(node, batch)
-    return found is not None and (found[1] > 1 or (found[0] > 0 and node.target in _BROADCASTS and _BROADCASTS[node.target] > 0))
+    computes = node.target in QUANTIZATION_OPS or _BROADCASTS.get(node.target, 0) > 0
+    return found is not None and (found[1] > 1 or (found[0] > 0 and computes))
 
 
 def _position(node: fx.Node, batch: sympy.Expr) -> tuple[int, int] | None:
@@ -188,6 +191,8 @@ class _Separation:
             layout = self._view(node, position)
         elif edit.is_call(node, _aten.permute.default, _aten.transpose.int):
             layout = self._permute(node)
+        elif node.target in QUANTIZATION_OPS and edit.argument(node, "axis") < 0:
+            layout = self._broadcast(node, position)
         elif node.target in _WORKS_ALONG:
             layout = self._along(node, position)
         elif node.target in _BROADCASTS:
@@ -277,7 +282,7 @@ class _Separation:
     def _broadcast(self, node: fx.Node, position: tuple[int, int]) -> Layout:
         layout = self._inherited(node, position)
         behind = len(self.shapes[node]) - layout.position  # dimensions from that of the batch to the last
-        if behind <= _BROADCASTS[node.target]:
+        if behind <= _BROADCASTS.get(node.target, 0):
             raise _CannotSeparateError
         operands = node.all_input_nodes[:1] if node.target in _WITH_PARAMETERS else node.all_input_nodes
         for source in operands:

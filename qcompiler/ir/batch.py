@@ -30,6 +30,7 @@ from qcompiler.ir.edit import argument
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
 from qcompiler.ir.sizes import expression, symbols_of
+from qcompiler.ir.stages import QUANTIZATION_OPS
 
 _aten = torch.ops.aten
 
@@ -43,7 +44,7 @@ _WORKS_ALONG: Mapping[object, str] = {
     _aten.glu.default: "dim",
 }
 
-# Ops that only move data, and may therefore have the batch in a dimension other than 0.
+# Ops that only move data, or convert it element by element, and may therefore have the batch in a dimension other than 0.
 _VIEWS = frozenset(
     {
         _aten.view.default,
@@ -68,6 +69,7 @@ _MOVES = frozenset(
         _aten.chunk.default,
         _aten.split.Tensor,
         operator.getitem,
+        *QUANTIZATION_OPS,
     }
 )
 

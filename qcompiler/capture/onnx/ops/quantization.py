@@ -41,7 +41,9 @@ _OPSET = 13
 @converter("QuantizeLinear", domain=_MICROSOFT)
 def quantize_linear(call: Call) -> Tensor:
     integer = _result_type(call, 2)
-    return quantized(call, call.tensor(0).to(torch.float32), integer, 1, 2, call.integer("axis", 1), call.integer("block_size", 0))
+    x = call.tensor(0)
+    x = x if x.dtype is torch.float32 else x.to(torch.float32)
+    return quantized(call, x, integer, 1, 2, call.integer("axis", 1), call.integer("block_size", 0))
 
 
 @converter("DequantizeLinear", since=10, folds=False)
