@@ -8,7 +8,7 @@ the type implies is not checked, an activation whose zero point the instructions
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qcompiler.backends.tvm import kernels as k
@@ -16,10 +16,9 @@ from qcompiler.backends.tvm.kernels import Argument, Kernel
 
 _NOTHING: frozenset[int] = frozenset()
 _ZERO = frozenset({0})
-_FLIPPED = frozenset({0, 128, -128})  # zero points that are 0 after flipping the top bit as well
+_FLIPPED = frozenset({0, 128, -128})  # zero points that need no correction, most of them after flipping the top bit
 _BOUNDS = frozenset({-(2**31), -(2**15), -128, 0, 127, 255, 2**15 - 1, 2**31 - 1})
 _SATURATION = {"zero_point": _ZERO, "low": _BOUNDS, "high": _BOUNDS}
-_PRODUCT = {"zero_point_a": _FLIPPED, "zero_point_b": _FLIPPED}
 
 # For each field the numbers that stay in the code.
 _FIELDS: Mapping[type, Mapping[str, frozenset[int]]] = {
@@ -32,7 +31,6 @@ _FIELDS: Mapping[type, Mapping[str, frozenset[int]]] = {
     k.Fill: {"value": _ZERO},
     k.Normalize: {"zero_point": _ZERO, "epsilon": _NOTHING},
     k.RowAffine: {"pre_shift": _ZERO, "shift": _NOTHING, "input_zero_point": _ZERO, **_SATURATION},
-    k.MatrixProductKernel: _PRODUCT,
     k.ProductKernel: {"zero_point_a": _ZERO, "zero_point_b": _ZERO},
     k.ReductionKernel: {"zero_point": _ZERO},
     k.HaloKernel: {"value": _NOTHING},
@@ -81,8 +79,10 @@ def _opened(part: Any, open_number: Callable[[int], Argument]) -> Any:
     if isinstance(part, k.RowAffine):
         part = _without_packed_numbers(part)
     if isinstance(part, k.AttentionKernel):
-        zero_points: Any = part.zero_points
-        changes["zero_points"] = tuple(zero if zero in _FLIPPED else open_number(zero) for zero in zero_points)
+        changes["zero_points"] = _opened_zero_points(part.zero_points, open_number)
+    if isinstance(part, k.MatrixProductKernel):
+        names = ("zero_point_a", "zero_point_b")
+        changes |= zip(names, _opened_zero_points((part.zero_point_a, part.zero_point_b), open_number), strict=True)
     for name, kept in _FIELDS.get(type(part), {}).items():
         number: Any = getattr(part, name)
         if number is not None and number not in kept:
@@ -92,6 +92,12 @@ def _opened(part: Any, open_number: Callable[[int], Argument]) -> Any:
         if dataclasses.is_dataclass(value):
             changes[name] = _opened(value, open_number)
     return dataclasses.replace(part, **changes)
+
+
+def _opened_zero_points(zero_points: Sequence[Any], open_number: Callable[[int], Argument]) -> tuple[Any, ...]:
+    """Of a product. By chance one of them is 128 now and then; that is worth a kernel only where no correction at all is left."""
+    kept = _FLIPPED if all(zero in _FLIPPED for zero in zero_points) else _ZERO
+    return tuple(zero if zero in kept else open_number(zero) for zero in zero_points)
 
 
 def _without_packed_numbers(affine: k.RowAffine) -> k.RowAffine:

@@ -139,7 +139,8 @@ def expected(case: Case) -> Array:
     """The outputs by ``qcompiler.arithmetic``."""
     kernel, constants = case.kernel, {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in case.constants.items()}
     total = torch.from_numpy(accumulators(case))
-    epilogue, dtype = kernel.epilogue, NAMES[kernel.output.dtype]
+    epilogue: Any = kernel.epilogue
+    dtype = NAMES[kernel.output.dtype]
     if epilogue is None:
         return np.asarray(total.to(torch.int32))
     if isinstance(epilogue, Requantization):
@@ -194,6 +195,13 @@ def aligned(array: Array) -> Array:
     return memory[start : start + raw.size].view(array.dtype)
 
 
+def link(code: bytes, library: Path, launcher: Path) -> Path:
+    """The library of an object. By the linker itself, which is done in a tenth of a compiler's time; what is missing Python has loaded."""
+    library.with_suffix(".o").write_bytes(code)
+    subprocess.run(["ld", "-shared", "-o", library, library.with_suffix(".o"), launcher], check=True)
+    return library
+
+
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Object file of the launcher, with three threads."""
@@ -210,16 +218,15 @@ def compile_kernel(launcher: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from qcompiler.backends.tvm.target import TARGETS
 
     folder = tmp_path_factory.mktemp("kernels")
-    names = itertools.count()
+    libraries: dict[tuple[Kernel, str], Path] = {}
 
     def compile_one(kernel: ConvolutionKernel, target: str) -> CompiledKernel:
-        path = folder / f"{next(names)}.so"
         shared, numbers = share(kernel)
         assert isinstance(shared, ConvolutionKernel)
-        code = codegen.build_object(templates.emit(shared, target, "kernel"), TARGETS[target], "kernel")
-        path.with_suffix(".o").write_bytes(code)
-        subprocess.run(["gcc", "-shared", "-pthread", "-o", path, path.with_suffix(".o"), launcher], check=True)
-        return CompiledKernel(kernel, target, path, numbers)
+        if (shared, target) not in libraries:
+            code = codegen.build_object(templates.emit(shared, target, "kernel"), TARGETS[target], "kernel")
+            libraries[shared, target] = link(code, folder / f"{len(libraries)}.so", launcher)
+        return CompiledKernel(kernel, target, libraries[shared, target], numbers)
 
     return compile_one
 
@@ -242,10 +249,8 @@ def run_function(launcher: Path, tmp_path_factory: pytest.TempPathFactory, emula
     ) -> Array:
         if reason := available("x86-64-vnni" if target == "x86-64-amx" else target):
             pytest.skip(reason)
-        path = folder / f"{next(numbers)}.so"
         shared, open_numbers = share(kernel)
-        path.with_suffix(".o").write_bytes(codegen.build_object(emit(shared, target), TARGETS[target], "kernel"))
-        subprocess.run(["gcc", "-shared", "-pthread", "-o", path, path.with_suffix(".o"), launcher], check=True)
+        path = link(codegen.build_object(emit(shared, target), TARGETS[target], "kernel"), folder / f"{next(numbers)}.so", launcher)
         size_in_bytes = size * np.dtype(dtype).itemsize
         memory, start = aligned_memory(size_in_bytes)
         read = [np.array(open_numbers, np.int64)] if open_numbers else []

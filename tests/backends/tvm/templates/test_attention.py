@@ -100,7 +100,7 @@ def _parameters(form: str, total: NDArray[np.int64]) -> list[NDArray[np.int32]]:
     return [np.array([value], np.int32) for value in values[form]]
 
 
-def _rounded(total: NDArray[np.int64], spec: Requantization, parameters: list[NDArray[np.int32]], dtype: str) -> torch.Tensor:
+def _rounded(total: NDArray[np.int64], spec: Any, parameters: list[NDArray[np.int32]], dtype: str) -> torch.Tensor:
     scaled = requantize.REQUANTIZE[spec.form](torch.from_numpy(total), *map(torch.from_numpy, parameters))
     return requantize.saturate(scaled, spec.zero_point, spec.low, spec.high, NAMES[dtype])
 

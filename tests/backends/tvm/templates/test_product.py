@@ -107,10 +107,11 @@ def test_equals_reference(name: str, target: str, run_function: Callable[..., An
     left, right = (array.astype(np.int64) for array in (a[:, :rows, :length], right[:, :length, :columns]))
     total = (left - case.zero_points[0]) @ (right - case.zero_points[1])
     parameters = _parameters(case, int(np.abs(total).max()))
+    spec: Any = case.spec
     want = total
-    if case.spec is not None:
+    if spec is not None:
         scaled = requantize.REQUANTIZE[case.form](torch.from_numpy(total), *map(torch.from_numpy, parameters))
-        want = np.asarray(requantize.saturate(scaled, case.spec.zero_point, case.spec.low, case.spec.high, NAMES[case.output]))
+        want = np.asarray(requantize.saturate(scaled, spec.zero_point, spec.low, spec.high, NAMES[case.output]))
     after = [np.array([next(iter(case.extents.values()))], np.int32)] if case.extents else []
     size = case.batch * case.rows * case.columns
     got = run_function(product.emit, kernel, target, [a, b, *parameters], size, case.output, after)
