@@ -18,6 +18,7 @@ from qcompiler.capture.constants import evaluate_constants, evaluate_sizes
 from qcompiler.capture.counting import replace_counting
 from qcompiler.capture.dynamic import Resolved
 from qcompiler.capture.functionalize import functionalize
+from qcompiler.capture.one_hot import replace_one_hot
 from qcompiler.errors import CaptureError, QCompilerError, UnsupportedOpError
 from qcompiler.ir import edit
 from qcompiler.ir.batch import check_independent_samples
@@ -87,6 +88,7 @@ def _pure_graph_module(exported: ExportedProgram) -> fx.GraphModule:
     functionalize(graph)
     _name_squeezed_dimensions(graph)
     replace_counting(graph)
+    replace_one_hot(graph)
     evaluate_sizes(graph_module, exported.range_constraints, batch)
     return graph_module if batch is None else separate_batch(graph_module, batch)
 

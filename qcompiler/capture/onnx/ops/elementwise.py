@@ -146,12 +146,26 @@ def mean(call: Call) -> Tensor:
 
 @converter("Max")
 def maximum(call: Call) -> Tensor:
-    return reduce(torch.maximum, _all(call))
+    """With a number it is a bound."""
+    x, bound = _bounded(call)
+    return reduce(torch.maximum, _all(call)) if bound is None else _clamped(x, bound, None)
 
 
 @converter("Min")
 def minimum(call: Call) -> Tensor:
-    return reduce(torch.minimum, _all(call))
+    """As Max."""
+    x, bound = _bounded(call)
+    return reduce(torch.minimum, _all(call)) if bound is None else _clamped(x, None, bound)
+
+
+def _bounded(call: Call) -> tuple[Tensor, Number | None]:
+    """The tensor and the number, where one of two operands is a constant of rank 0."""
+    if call.folding or len(call) != 2:
+        return call.tensor(0), None
+    left, right = _pair(call)
+    if isinstance(left, Number):
+        return call.tensor(1), left
+    return left, right if isinstance(right, Number) else None
 
 
 def _all(call: Call) -> list[Tensor]:
