@@ -44,7 +44,8 @@ def quantize(
     """Run a recipe: from a FLOAT program to an INTEGER one, with a few samples kept for the artifact's test vectors.
 
     A program at stage QDQ, as ``capture`` gives it of a model that was quantized elsewhere, has its scales already: of the recipe
-    it takes the part from ``lower-integer`` on, after ``canonicalize-qdq``, and needs no data.
+    it takes the part from ``lower-integer`` on, after ``canonicalize-qdq``, and needs no data. Its requantizations have the form ``high``
+    unless ``options`` say otherwise, so that the integers are those of the tool that made the scales.
 
     Args:
         program: what ``capture`` gives; left as it is.
@@ -69,7 +70,7 @@ def quantize(
     if program.stage is Stage.FLOAT and calibration_data is None:
         raise CalibrationError(f"the program is at stage {program.stage.value}: give calibration_data to quantize it")
     if program.stage is Stage.QDQ and passes is None:
-        chosen = _from_qdq(chosen)
+        chosen = _from_qdq(chosen, options or {})
     data = None if calibration_data is None else CalibrationData(calibration_data, program.inputs)
     samples = () if data is None else data.samples()
     manager = PassManager(chosen, instruments=instruments, progress=progress or _default_progress())
@@ -277,8 +278,10 @@ def _passes(recipe: str | Path, options: Mapping[str, object], passes: str | Seq
     return override(parse_pipeline(passes) if isinstance(passes, str) else passes, options)
 
 
-def _from_qdq(passes: Sequence[Pass]) -> list[Pass]:
+def _from_qdq(passes: Sequence[Pass], options: Mapping[str, object]) -> list[Pass]:
     """What is left of a pipeline for a program that has its scales: all from the pass that lowers it on."""
+    if not any(key.rpartition(".")[2] == "requantize" for key in options):
+        passes = [replace(item, requantize="high") if "requantize" in item.options() else item for item in passes]  # type: ignore[call-arg]
     first = next((position for position, item in enumerate(passes) if item.takes is Stage.QDQ and item.gives is Stage.INTEGER), None)
     if first is None:
         raise QCompilerError("the program is at stage qdq, and the pipeline has no pass from there to integer: add 'lower-integer'")
