@@ -115,7 +115,11 @@ def global_average_pool(call: Call) -> Tensor:
 
 @converter("GlobalMaxPool")
 def global_max_pool(call: Call) -> Tensor:
-    return torch.amax(call.tensor(0), _positions(call.tensor(0)), keepdim=True)
+    """Over one dimension it is pooling with one window, which has an integer form."""
+    x = call.tensor(0)
+    if x.ndim == 3 and isinstance(x.shape[2], int):
+        return F.max_pool1d(x, x.shape[2])
+    return torch.amax(x, _positions(x), keepdim=True)
 
 
 @converter("GlobalLpPool")
