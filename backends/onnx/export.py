@@ -40,12 +40,7 @@ def export(program: Program, path: Path, format: str, opset: int | None = None) 
         VerificationError: a float tensor lies inside an integer-only file.
         ArtifactError: the file cannot be written.
     """
-    model = make_model(program, format, opset)
-    if files.weight_bytes(model) <= files.LARGEST_FILE:
-        proto = files.checked(model)
-        if format == "integer":
-            integer.check_integer_only(proto)
-    files.write(model, path)
+    files.write(make_model(program, format, opset), path, integer.check_integer_only if format == "integer" else None)
 
 
 def make_model(program: Program, format: str, opset: int | None = None) -> ir.Model:

@@ -1,8 +1,9 @@
-"""Writing the file: checked, under a temporary name first, weights beside it where it would pass 2 GB."""
+"""Writing the file: checked before it appears, in one step, weights beside it where it would pass 2 GB."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,16 +15,22 @@ from qcompiler.errors import ArtifactError
 LARGEST_FILE = (1 << 31) - (1 << 24)  # protobuf ends at 2 GiB; the rest is for nodes
 _EXTERNAL_BYTES = 1024
 
+Check = Callable[[onnx.ModelProto], None]
 
-def write(model: ir.Model, path: Path, largest: int = LARGEST_FILE) -> None:
+
+def write(model: ir.Model, path: Path, check: Check | None = None, largest: int = LARGEST_FILE) -> None:
     """Write ``path``; a model with more than ``largest`` bytes of weights puts them into ``path`` + ``.data``.
+
+    ``onnx.checker`` and ``check`` see what was written before it gets its name; large weights are then not in the model that they see.
 
     Raises:
         ArtifactError: the file cannot be written; an older one of that name is as it was.
     """
     try:
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            _write(model, Path(folder) / path.name, external=weight_bytes(model) > largest)
+            proto = _write(model, Path(folder) / path.name, external=weight_bytes(model) > largest)
+            if check is not None:
+                check(proto)
             # The weights go first: until the file itself is there, nobody reads them.
             for written in sorted(Path(folder).iterdir(), reverse=True):
                 os.replace(written, path.parent / written.name)
@@ -31,11 +38,14 @@ def write(model: ir.Model, path: Path, largest: int = LARGEST_FILE) -> None:
         raise ArtifactError(f"cannot write '{path}': {error.strerror or error}") from error
 
 
-def _write(model: ir.Model, path: Path, *, external: bool) -> None:
+def _write(model: ir.Model, path: Path, *, external: bool) -> onnx.ModelProto:
     if external:
         ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=_EXTERNAL_BYTES)
-    else:
-        path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+        onnx.checker.check_model(str(path), full_check=True)
+        return onnx.load(str(path), load_external_data=False)
+    proto = checked(model)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+    return proto
 
 
 def weight_bytes(model: ir.Model) -> int:

@@ -116,7 +116,7 @@ def test_the_checker_finds_what_leaves_a_border_early(small_integer: Program) ->
 
 def test_large_weights_lie_beside_the_file(small_integer: Program, session: Any, tmp_path: Path) -> None:
     model = make_model(small_integer, "integer")
-    files.write(model, tmp_path / "m.onnx", largest=100)
+    files.write(model, tmp_path / "m.onnx", integer.check_integer_only, largest=100)
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data"}
     onnx.checker.check_model(str(tmp_path / "m.onnx"))
     assert torch.equal(small_integer.run(INPUT)[0], session(tmp_path / "m.onnx")(INPUT)[0])
@@ -133,6 +133,15 @@ def test_a_failure_leaves_the_older_file(small_integer: Program, tmp_path: Path,
     with pytest.raises(ArtifactError, match="cannot write '.*m.onnx': No space left on device"):
         qc.export_onnx(small_integer, path)
     assert path.read_text() == "older" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_check_refuses_never_appears(small_integer: Program, tmp_path: Path) -> None:
+    def refuse(proto: onnx.ModelProto) -> None:
+        raise VerificationError(f"{len(proto.graph.node)} nodes")
+
+    with pytest.raises(VerificationError, match="nodes"):
+        files.write(make_model(small_integer, "integer"), tmp_path / "m.onnx", refuse, largest=100)
+    assert not list(tmp_path.iterdir())
 
 
 def test_there_must_be_a_folder(small_integer: Program, tmp_path: Path) -> None:
