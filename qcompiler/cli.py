@@ -77,10 +77,16 @@ def _global_options(
 def compile_command(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="file.pt2, or package.module:factory that gives a module or (module, example_inputs)")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="file.pt2, file.onnx, or package.module:factory that gives a module or (module, example_inputs)"
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT.qca", help="where the artifact goes")],
-    calibration: Annotated[str, typer.Option(metavar="DATA", help="file.npz, a folder of .npy/.npz, or package.module:factory")],
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="file.npz, a folder of .npy/.npz, or package.module:factory; a quantized ONNX model needs none"),
+    ] = None,
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE.yaml", help="see 'qcompiler recipes'")] = "int8",
     passes: Annotated[str | None, typer.Option(metavar="TEXT", help="a pipeline in place of the recipe's")] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="PASS.OPTION=VALUE", help="replace an option; may be repeated")] = None,
@@ -99,12 +105,17 @@ def compile_command(
 
     from qcompiler import api
     from qcompiler.calibration.data import open_data
+    from qcompiler.ir.types import Stage
     from qcompiler.pipeline.progress import progress_for
 
     progress = progress_for(sys.stderr) if sys.stderr.isatty() else progress_for(sys.stdout)
     with _quiet_libraries(context.obj["verbose"]):
         program = _capture(model, calibration, tuple(allow_float or ()))
-    data = open_data(calibration, program.inputs)
+    if calibration is None and program.stage is Stage.FLOAT:
+        raise CalibrationError(f"the model is at stage {program.stage.value}: give --calibration DATA to quantize it")
+    if calibration is None and sqnr:
+        raise CalibrationError("--sqnr measures on calibration samples: give --calibration DATA")
+    data = None if calibration is None else open_data(calibration, program.inputs)
     instruments = _instruments(program, data, dump_ir, sqnr)
     module = api.compile(
         program,
@@ -324,7 +335,6 @@ def _at_stage(
     from qcompiler import api
     from qcompiler.calibration.data import open_data
     from qcompiler.ir.types import Stage
-    from qcompiler.pipeline.manager import PassManager
     from qcompiler.pipeline.recipes import load_recipe
 
     order = list(Stage)
@@ -333,7 +343,7 @@ def _at_stage(
         return program
     chosen = [item for item in load_recipe(recipe).passes(options) if order.index(item.takes) >= first and order.index(item.gives) <= last]
     if program.stage is not Stage.FLOAT:
-        return PassManager(chosen).run(program)
+        return api.quantize(program, recipe=recipe, options=options, allow_float=allow_float)
     if calibration is None:
         raise CalibrationError(f"the model is at stage {program.stage.value}: give --calibration DATA to bring it to stage {stage.value}")
     return api.quantize(program, open_data(calibration, program.inputs), passes=chosen, allow_float=allow_float)
@@ -377,14 +387,14 @@ def _first_input(calibration: str) -> tuple[torch.Tensor, ...]:
     return tuple(torch.as_tensor(value) for value in first_item(calibration))
 
 
-def _instruments(program: Program, data: DataSource, dump_ir: Path | None, sqnr: bool) -> list[Instrument]:
+def _instruments(program: Program, data: DataSource | None, dump_ir: Path | None, sqnr: bool) -> list[Instrument]:
     from qcompiler.calibration.data import CalibrationData
     from qcompiler.pipeline.instruments import Dump, SignalToNoise
 
     instruments: list[Instrument] = []
     if dump_ir is not None:
         instruments.append(Dump(dump_ir))
-    if sqnr:
+    if sqnr and data is not None:
         instruments.append(SignalToNoise(CalibrationData(data, program.inputs).samples))
     return instruments
 
