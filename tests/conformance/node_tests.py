@@ -1,13 +1,20 @@
-"""Node tests of the package ``onnx``: each is imported, run at stage FLOAT and compared with the output that it expects."""
+"""Node tests of the package ``onnx``: each is imported, run at stage FLOAT and compared with the output that it expects.
+
+``node_tests.yaml`` lists those that do not pass; ``python tests/conformance/node_tests.py`` writes it anew. Not run are the tests named
+``…_expanded``: bodies of ONNX's functions, written out with ops that have tests of their own.
+"""
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
@@ -15,6 +22,8 @@ from onnx.backend.test.loader import load_model_tests
 from qcompiler.capture import capture
 from qcompiler.errors import QCompilerError
 from qcompiler.ir.program import Program
+
+_LIST = Path(__file__).with_name("node_tests.yaml")
 
 # Ops that stage FLOAT has no place for, but that a program may hold as float islands: the importer must get them right too.
 ISLANDS = (
@@ -65,7 +74,7 @@ def cases() -> dict[str, TestCase]:
     """All node tests by name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return {case.name: case for case in load_model_tests(kind="node")}
+        return {case.name: case for case in load_model_tests(kind="node") if "_expanded" not in case.name}
 
 
 # Inputs of these ops that say what is computed (axes, shapes, counts), not on what: a program has them fixed.
@@ -145,7 +154,42 @@ def _mismatch(result: torch.Tensor, expected: np.ndarray, case: TestCase) -> str
     return None if np.array_equal(result.numpy(), expected) else "the result differs"
 
 
-def results() -> Iterator[tuple[str, str | None]]:
-    """Name and reason of each test, for scripts."""
-    for name, case in cases().items():
-        yield name, failure(case)
+def expected_failures() -> dict[str, Group]:
+    """The tests that do not pass, by name, each with the group that says why."""
+    return {name: group for group in groups() for name in group.tests}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tests that fail for one ``reason``; their errors match the regular expression ``message``."""
+
+    reason: str
+    message: str
+    tests: tuple[str, ...]
+
+
+def groups() -> list[Group]:
+    """The groups of ``node_tests.yaml``."""
+    found = yaml.safe_load(_LIST.read_text())
+    return [Group(entry["reason"], entry["message"], tuple(entry["tests"] or ())) for entry in found]
+
+
+def write() -> None:
+    """Run every test and write the list anew, with the reasons that it has: each failure goes to the first group that its error matches."""
+    known, failures = groups(), {name: failure(case) for name, case in cases().items()}
+    chosen: dict[str, list[str]] = {group.reason: [] for group in known}
+    for name, found in failures.items():
+        if found is not None:
+            matching = [group.reason for group in known if re.search(group.message, f"{name}: {found}")]
+            if not matching:
+                raise SystemExit(f"{name} fails for a reason that the list does not have: {found}")
+            chosen[matching[0]].append(name)
+    entries = [{"reason": group.reason, "message": group.message, "tests": chosen[group.reason]} for group in known]
+    _LIST.write_text(yaml.safe_dump([entry for entry in entries if entry["tests"]], sort_keys=False, width=140))
+    for entry in entries:
+        print(len(entry["tests"]), entry["reason"])
+    print(sum(found is None for found in failures.values()), "pass")
+
+
+if __name__ == "__main__":
+    write()
