@@ -137,7 +137,8 @@ class ConvolutionKernel:
     Input height and width are those of the real map; the window of output (0, 0) starts ``padding`` (top, left) above and left of
     the origin, inside the halo. ``epilogue`` None stores the int32 accumulators. ``groups`` is 1, ``input.channels`` (depthwise,
     with one or more outputs a channel) or anything between. A linear layer over M rows is a 1x1 convolution of height 1, width M;
-    ``rows``: how many of the rows count, where that is known at run time only (at most M).
+    ``rows``: how many of the rows count, where that is known at run time only (at most M). Inputs of a linear layer may have 16 bits
+    (zero point 0).
     """
 
     input: Activation

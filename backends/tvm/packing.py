@@ -101,11 +101,14 @@ def _lanes(chunks: tuple[Chunk, ...], order: str) -> Integers:
 
 
 def _matrix_weights(layout: MatrixLayout, vectors: int, weight: NDArray[np.int8], channels: Integers) -> Array:
-    """[panel][kernel row][run][step][vector][lane][4]; AVX2 splits the four into even and odd, AMX gathers steps to tiles of 16 rows."""
+    """[panel][kernel row][run][step][vector][lane][4]; AVX2 splits the four into even and odd, AMX gathers steps to tiles of 16 rows.
+
+    Where inputs have 16 bits, 2 of them in place of 4.
+    """
     dense = _runs(layout, weight)
     rows = np.concatenate([dense, np.zeros((1, dense.shape[1]), np.int8)])[channels]
-    lanes = layout.instructions.lanes
-    by_vector = rows.reshape(-1, lanes, layout.depth // 4, 4)
+    lanes, together = layout.instructions.lanes, min(layout.instructions.granule, 4)
+    by_vector = rows.reshape(-1, lanes, layout.depth // together, together)
     parts = []
     for group, first, count in _panels(layout, vectors):
         start = group * layout.vectors + first // lanes
@@ -114,8 +117,8 @@ def _matrix_weights(layout: MatrixLayout, vectors: int, weight: NDArray[np.int8]
 
 
 def _instruction_order(layout: MatrixLayout, panel: NDArray[np.int8]) -> NDArray[np.int8]:
-    vectors, lanes, steps, _ = panel.shape
-    if layout.instructions.name == "x86-64-v3":
+    vectors, lanes, steps, together = panel.shape
+    if layout.instructions.name == "x86-64-v3" and together == 4:
         return panel.reshape(vectors, lanes, steps, 2, 2).transpose(2, 0, 4, 1, 3)
     if layout.instructions.name == "x86-64-amx":
         return panel.reshape(vectors, lanes, steps // 16, 16, 4).transpose(2, 0, 3, 1, 4)

@@ -92,10 +92,11 @@ class IntegerProgram:
         node = self.call("qc.convolution", x, weight, bias, list(stride), list(padding), list(dilation), groups, pad_value)
         return node, 127 * 255 * shape[1] * kernel[0] * kernel[1] + 5000
 
-    def linear(self, x: fx.Node, features: int) -> tuple[fx.Node, int]:
+    def linear(self, x: fx.Node, features: int, largest: int = 255) -> tuple[fx.Node, int]:
+        """The accumulator of a layer whose inputs are at most ``largest`` in magnitude, and a bound of it."""
         inputs = x.meta["val"].shape[-1]
         weight = self.integers("weight", -127, 127, (features, inputs), torch.int8)
-        return self.call("qc.linear", x, weight, self.integers("bias", -5000, 5000, (features,))), 127 * 255 * inputs + 5000
+        return self.call("qc.linear", x, weight, self.integers("bias", -5000, 5000, (features,))), 127 * largest * inputs + 5000
 
     def finish(self, *outputs: fx.Node) -> Program:
         program = Program(self.builder.finish(*outputs), Stage.INTEGER, tuple(self._inputs), ())

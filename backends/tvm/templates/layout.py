@@ -1,6 +1,6 @@
 """How a convolution is cut into register tiles and packed parameters; shared by the templates and by ``packing`` (no TVM here).
 
-A convolution is a product of a pixel matrix and a weight matrix whose inner dimension is a list of *runs*: bytes that lie side by
+A convolution is a product of a pixel matrix and a weight matrix whose inner dimension is a list of *runs*: inputs that lie side by
 side in the NHWC map. Without dilation and groups the taps of one kernel row and their channels are one run of ``kw * channels``
 bytes; otherwise each tap is a run of the group's channels. A run is padded to the instruction's granule with zero weights, so the
 bytes that are read past its end do not matter.
@@ -27,6 +27,7 @@ from qcompiler.errors import TargetError
 LATENCY = 4  # cycles until an accumulator can be added to again
 LONGEST_PANEL = 8  # vectors
 AMX_PANEL = 4  # vectors: one tile of inputs meets four of weights
+WORDS_OF_A_STEP = 2
 STRIP_BYTES = 8192  # of interleaved inputs of a depthwise kernel
 SHORT_ROW = 16  # rows of the map up to this width may share a register tile
 
@@ -37,7 +38,7 @@ class InstructionSet:
 
     name: str
     lanes: int  # int32 lanes of a full vector
-    granule: int  # bytes of a run that one step of the inner loop takes
+    granule: int  # inputs of a run that one step of the inner loop takes
     registers: int  # vector registers for the sums and for the weights of a step
     weights_in_registers: bool  # else they are memory operands
     broadcast_cost: int  # instructions that bring the inputs of a step from one pixel into all lanes
@@ -52,6 +53,13 @@ INSTRUCTION_SETS = {
     "x86-64-vnni": InstructionSet("x86-64-vnni", 16, 4, 31, True, 1, 1, 0, 4, 24),
     "x86-64-amx": InstructionSet("x86-64-amx", 16, 64, 31, True, 1, 1, 0, 4, 24),
 }
+# For inputs of 16 bits: pairs of words. AMX multiplies bytes only.
+_WORDS = InstructionSet("x86-64-vnni", 16, WORDS_OF_A_STEP, 31, True, 1, 1, 0, 0, 0)
+WORD_INSTRUCTION_SETS = {
+    "x86-64-v3": InstructionSet("x86-64-v3", 8, WORDS_OF_A_STEP, 12, False, 1, 2, 0, 0, 0),
+    "x86-64-vnni": _WORDS,
+    "x86-64-amx": _WORDS,
+}
 
 
 def instruction_set(target: str) -> InstructionSet:
@@ -64,6 +72,11 @@ def instruction_set(target: str) -> InstructionSet:
 def is_depthwise(kernel: ConvolutionKernel) -> bool:
     """One input and one output channel a group: lanes are channels, and no channel is ever broadcast."""
     return 1 < kernel.groups == kernel.input.channels == kernel.output.channels
+
+
+def reads_words(kernel: ConvolutionKernel) -> bool:
+    """Whether the inputs have 16 bits."""
+    return kernel.input.dtype == "int16"
 
 
 def is_wide(kernel: ConvolutionKernel) -> bool:
@@ -110,7 +123,7 @@ def kernel_parameters(kernel: ConvolutionKernel, weights: Parameter, channels: i
     operand = kernel.epilogue.operand if isinstance(kernel.epilogue, ResidualAdd) else None
     numbers = sharing.count(kernel)
     return (
-        Parameter("input", "int8", kernel.input.elements),
+        Parameter("input", "int16" if reads_words(kernel) else "int8", kernel.input.elements),
         *([Parameter("operand", operand.dtype, operand.elements)] if operand else []),
         weights,
         *epilogue_parameters(kernel, channels),
@@ -181,7 +194,7 @@ class MatrixLayout:
     outputs: int
     kernel_rows: int
     runs: int  # in a kernel row
-    run_length: int  # bytes
+    run_length: int  # inputs
     run_stride: int  # from one run to the next
     widest_chunk: int
 
@@ -202,8 +215,9 @@ class MatrixLayout:
 
     @property
     def weights(self) -> Parameter:
-        """The packed weights; AVX2 multiplies 16-bit numbers."""
-        return Parameter("weights", "int16" if self.instructions.name == "x86-64-v3" else "int8", self.channels * self.depth)
+        """The packed weights; AVX2 multiplies 16-bit numbers, and inputs of 16 bits want such weights."""
+        words = self.instructions.name == "x86-64-v3" or self.instructions.granule == WORDS_OF_A_STEP
+        return Parameter("weights", "int16" if words else "int8", self.channels * self.depth)
 
     @property
     def channels(self) -> int:
@@ -221,7 +235,7 @@ class MatrixLayout:
 
 def matrix_layout(kernel: ConvolutionKernel, target: str) -> MatrixLayout:
     """The layout that ``kernel`` has on ``target``."""
-    instructions = instruction_set(target)
+    instructions = WORD_INSTRUCTION_SETS[target] if reads_words(kernel) else instruction_set(target)
     merged = _merged_groups(kernel, instructions.lanes)
     groups = kernel.groups // merged
     inputs = kernel.input.channels // groups

@@ -3,6 +3,7 @@
 A task is one register tile: some output pixels by some vectors of output channels, its sums kept in registers over the whole inner
 dimension. A step takes four consecutive bytes of each pixel's run straight from the feature map (no im2col), brings them into all
 lanes and multiplies them with the weights of four inputs by 16 (AVX2: 8) channels. Weights lie in the order in which they are read.
+Of inputs of 16 bits it takes two.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from qcompiler.backends.tvm.kernels import ConvolutionKernel
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.epilogue import Epilogue, Place, position
-from qcompiler.backends.tvm.templates.layout import MatrixLayout, Tile, choose_tile, kernel_parameters, matrix_layout, output_map
+from qcompiler.backends.tvm.templates.layout import (
+    WORDS_OF_A_STEP,
+    MatrixLayout,
+    Tile,
+    choose_tile,
+    kernel_parameters,
+    matrix_layout,
+    output_map,
+    reads_words,
+)
 
 _STEP_BYTES = 4
 _TOP_BITS = -0x7F7F7F80  # 0x80808080: turns four int8 into uint8 that are 128 larger
@@ -51,7 +61,8 @@ class _MatrixKernel:
         self._buffers = buffers
         wide = layout.instructions.name == "x86-64-vnni"
         self._epilogue = Epilogue(kernel, buffers, permutes_bytes=wide)
-        self._step: Callable[[e.Sums, list[Expr], Expr, int], None] = self._step_bytes if wide else self._step_words
+        bytes_step = self._step_bytes if wide else self._step_words
+        self._step: Callable[[e.Sums, list[Expr], Expr, int], None] = self._step_pairs if reads_words(kernel) else bytes_step
 
     def emit(self) -> None:
         """One parallel loop over all tiles, panel by panel, so that a thread's weights stay in its cache."""
@@ -110,12 +121,13 @@ class _MatrixKernel:
         ]
         start = T.Bind(corner + panel.group * layout.inputs)
         weights = T.Bind((panel.group * layout.vectors + panel.first_vector) * (layout.instructions.lanes * layout.depth))
-        step_size = vectors * layout.instructions.lanes * _STEP_BYTES
+        granule = layout.instructions.granule
+        step_size = vectors * layout.instructions.lanes * granule
         with T.serial(0, layout.kernel_rows) as kernel_row, T.serial(0, layout.runs) as run:
             run_start = T.Bind(start + kernel_row * (kernel.dilation[0] * kernel.input.row_stride) + run * layout.run_stride)
             run_weights = T.Bind(weights + (kernel_row * layout.runs + run) * (layout.steps * step_size))
             with T.serial(0, layout.steps) as step:
-                inputs = [run_start + step * _STEP_BYTES + pixel for pixel in pixels]
+                inputs = [run_start + step * granule + pixel for pixel in pixels]
                 self._step(sums, inputs, T.Bind(run_weights + step * step_size), vectors)
 
     def _step_bytes(self, sums: e.Sums, inputs: list[Expr], weights: Expr, vectors: int) -> None:
@@ -137,6 +149,17 @@ class _MatrixKernel:
                 for half, pair in enumerate(pairs):
                     column = e.load(self._buffers["weights"], weights + (index * 2 + half) * 16, 16)
                     sums[pixel * vectors + index] = e.dot_words(sums[pixel * vectors + index], pair, column)
+
+    def _step_pairs(self, sums: e.Sums, inputs: list[Expr], weights: Expr, vectors: int) -> None:
+        """Inputs of 16 bits, two of them."""
+        lanes = self._layout.instructions.lanes
+        dot = e.dot_word_pairs if self._layout.instructions.name == "x86-64-vnni" else e.dot_words
+        columns = [e.load(self._buffers["weights"], weights + index * 2 * lanes, 2 * lanes) for index in range(vectors)]
+        for pixel, at in enumerate(inputs):
+            two = T.Bind(T.reinterpret(self._buffers["input"][T.Ramp(at, 1, WORDS_OF_A_STEP)], dtype="int32"))
+            everywhere = e.reinterpret(T.Broadcast(two, lanes), "int16")
+            for index, column in enumerate(columns):
+                sums[pixel * vectors + index] = dot(sums[pixel * vectors + index], everywhere, column)
 
 
 def _even_and_odd_bytes(vector: Expr, signed: bool) -> tuple[Expr, Expr]:

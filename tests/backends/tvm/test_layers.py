@@ -33,6 +33,23 @@ def _linear(p: Any, x: fx.Node, features: int) -> fx.Node:
     return p.requantize(accumulator, bound, (features,))
 
 
+def _of_words(p: Any, features: int, inputs: int) -> tuple[fx.Node, int]:
+    """A layer on inputs of 16 bits."""
+    x = p.call("aten.slice:Tensor", p.rows, 2, 0, inputs, 1)
+    words = p.call("qc.lookup", x, p.integers("table", -(1 << 15), (1 << 15) - 1, (256,), torch.int16), 16, True)
+    return p.linear(words, features, 1 << 15)
+
+
+def _words_requantized(p: Any, features: int, inputs: int, form: str = "high") -> fx.Node:
+    accumulator, bound = _of_words(p, features, inputs)
+    return p.requantize(accumulator, bound, (features,), form)
+
+
+def _words_residual(p: Any) -> fx.Node:
+    accumulator, bound = _of_words(p, 48, 48)
+    return p.add(accumulator, p.rows, bound, 255, (48,), zero_points=(0, 7))
+
+
 def _linear_residual(p: Any) -> fx.Node:
     accumulator, bound = p.linear(p.rows, 48)
     return p.add(accumulator, p.rows, bound, 255, (48,), zero_points=(0, 7))
@@ -73,6 +90,10 @@ CASES: dict[str, Callable[[Any], fx.Node]] = {
     "linear": lambda p: _linear(p, p.rows, 31),
     "linear_accumulator": lambda p: p.linear(p.rows, 16)[0],
     "linear_residual": _linear_residual,
+    "linear_of_words": lambda p: _words_requantized(p, 31, 48),
+    "linear_of_an_odd_number_of_words": lambda p: _words_requantized(p, 80, 47, "narrow"),
+    "linear_of_words_accumulator": lambda p: _of_words(p, 16, 5)[0],
+    "linear_of_words_residual": _words_residual,
     "linear_of_transposed": lambda p: _linear(p, p.call("aten.transpose:int", p.rows, 1, 2), 8),
     "linear_of_image": lambda p: _linear(p, p.images, 8),
     "classifier": lambda p: _linear(p, p.call("aten.flatten:using_ints", p.call("qc.adaptive_max_pool2d", p.images, [1, 1]), 1), 10),
