@@ -13,7 +13,8 @@ import onnx_ir as ir
 import torch
 
 from qcompiler.backends.onnx.graph import INT8, INT16, INT32, UINT8, UINT32, GraphWriter
-from qcompiler.backends.onnx.writers import Call, Registry
+from qcompiler.backends.onnx.writers import Call, Operand, Registry
+from qcompiler.errors import UnsupportedOpError
 
 WRITERS = Registry()
 _SIGN = 128
@@ -34,6 +35,10 @@ def convolution(w: GraphWriter, call: Call) -> ir.Value:
     weight, bias = call.parameter("weight"), call.parameter("bias").to(torch.int64)
     top, bottom, left, right = call["padding"]
     origin = int(call["pad_value"]) if any(call["padding"]) else 0
+    if not _holds(call.operand("x"), origin):
+        raise UnsupportedOpError(
+            f"it pads {call.operand('x').meta.dtype} with {origin}, which that dtype does not hold: pad with a value of it"
+        )
     (x,) = _bytes(w, call.value("x"), origin)
     accumulator = w.op(
         "ConvInteger",
@@ -62,7 +67,9 @@ def linear(w: GraphWriter, call: Call) -> ir.Value:
 
 @WRITERS.writes("qc.matmul.default")
 def matmul(w: GraphWriter, call: Call) -> ir.Value:
-    """``(a - zero_point_a) @ (b - zero_point_b)``, operands of 16 bits byte by byte."""
+    """``(a - zero_point_a) @ (b - zero_point_b)``, operands of 16 bits byte by byte; in int32 where no byte holds a zero point."""
+    if not all(_holds(call.operand(name), int(call[f"zero_point_{name}"])) for name in ("a", "b")):
+        return w.op("MatMul", *(centred(w, call.value(name), int(call[f"zero_point_{name}"])) for name in ("a", "b")))
     left = _bytes(w, call.value("a"), int(call["zero_point_a"]))
     right = _bytes(w, call.value("b"), int(call["zero_point_b"]))
     return _total(w, [_product(w, a, b) for a in left for b in right])
@@ -78,6 +85,12 @@ def centred(w: GraphWriter, x: ir.Value, zero_point: int) -> ir.Value:
     """``x - zero_point`` in int32."""
     wide = w.cast(x, INT32)
     return w.op("Sub", wide, w.constant(zero_point, INT32)) if zero_point else wide
+
+
+def _holds(x: Operand, value: int) -> bool:
+    """Whether the dtype of x has the value."""
+    limits = torch.iinfo(x.meta.dtype)
+    return bool(limits.min <= value <= limits.max)
 
 
 def _product(w: GraphWriter, a: _Byte, b: _Byte) -> ir.Value:

@@ -16,6 +16,7 @@ from qcompiler.backends.onnx.export import export, make_model, newest_opset
 from qcompiler.backends.onnx.files import checked
 from qcompiler.errors import ArtifactError, QCompilerError, UnknownNameError, UnsupportedOpError, VerificationError
 from qcompiler.ir.program import Program
+from qcompiler.pipeline.registry import find_exporter
 
 INPUT = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 
@@ -74,6 +75,12 @@ def test_other_stages_are_refused_with_the_way_out(
         with pytest.raises(QCompilerError, match=f"opset {opset} cannot be written: use 13 to {newest_opset()}"):
             qc.export_onnx(small_integer, path, opset=opset)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_exporter_is_found_by_its_name() -> None:
+    assert find_exporter("onnx").formats == ("integer", "qdq", "float")
+    with pytest.raises(UnknownNameError, match="unknown exporter 'onxx': did you mean 'onnx'"):
+        find_exporter("onxx")
 
 
 class Island(torch.nn.Module):

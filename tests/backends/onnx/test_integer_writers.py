@@ -12,6 +12,8 @@ from torch import fx
 from qcompiler import arithmetic
 from qcompiler.arithmetic.nonlinear import FUNCTIONS
 from qcompiler.backends.onnx import integer
+from qcompiler.backends.onnx.export import make_model
+from qcompiler.errors import UnsupportedOpError
 from qcompiler.ir.stages import target_names, target_text
 from qcompiler.ir.types import DynamicSize, Stage
 
@@ -103,6 +105,7 @@ CASES: dict[str, Case] = {
         p.call("aten.permute", _table(p, p.rows, -3000, 3000, torch.int16, 16), [0, 2, 1]),
         *(5, -700),
     ),
+    "matmul_zero_point_outside": lambda p: p.call("qc.matmul", p.rows, p.call("aten.transpose:int", p.rows, 1, 2), -5, 300),
     "matmul_broadcasts": lambda p: p.call("qc.matmul", p.images, p.integers("w", -128, 127, (11, 4), torch.int8), 0, 0),
     "lookup_channels": lambda p: p.call("qc.lookup", p.images, p.integers("t", 0, 255, (20, 256), torch.uint8), 8, False),
     "lookup_channels_of_signed": lambda p: p.call(
@@ -211,6 +214,13 @@ def test_every_op_of_the_stage_has_a_writer_and_a_case(every_op: Any) -> None:
     assert set(integer.WRITERS) == set(target_names(Stage.INTEGER)) - sizes
     tested = {target_text(node.target) for node in every_op.graph.nodes if node.op == "call_function"}
     assert tested == set(integer.WRITERS)
+
+
+def test_a_border_that_the_dtype_does_not_hold_is_declined(integer_program: Any) -> None:
+    p = integer_program()
+    program = p.finish(p.convolution(p.input(None, 4, 5, 5), 2, (3, 3), padding=(1, 1, 1, 1), pad_value=-1)[0])
+    with pytest.raises(UnsupportedOpError, match=r"'convolution'.*pads torch.uint8 with -1, which that dtype does not hold"):
+        make_model(program, "integer")
 
 
 def test_sizes_that_are_known_when_called(integer_program: Any, differing: Any) -> None:
