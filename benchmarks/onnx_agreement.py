@@ -69,8 +69,9 @@ def summary(rows: Sequence[Agreement]) -> str:
 
 
 def _quantized_values(model: ModelProto) -> list[tuple[str, str]]:
-    """Node and output of each op that gives integers with a scale."""
-    return [(node.name, node.output[0]) for node in model.graph.node if _quantizes(node)]
+    """Node and output of each op that gives integers with a scale, of anything but weights."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [(node.name, node.output[0]) for node in model.graph.node if _quantizes(node) and not weights.issuperset(node.input)]
 
 
 def _quantizes(node: NodeProto) -> bool:
@@ -83,6 +84,7 @@ def _run(model: ModelProto, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
+    options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     results: list[np.ndarray] = session.run(None, {each.name: value for each, value in zip(session.get_inputs(), inputs, strict=True)})
     return results

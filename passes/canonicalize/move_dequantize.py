@@ -1,7 +1,8 @@
 """``move-dequantize``: movement and the border between reals and integers change places, so that layers find their weights.
 
     permute(dequantize(constant)) = dequantize(constant')       1. weights that the model transposes or reshapes
-    dequantize(reshape(q)) = reshape(dequantize(q))             2. movement and maxima of integers, as QOperator models have them
+    dequantize(reshape(q)) = reshape(dequantize(q))             2. movement and maxima of integers, as QOperator models have them;
+                                                                   some have them between casts to float and back
     reshape(quantize(x)) = quantize(reshape(dequantize(quantize(x))))    3. the same at outputs
 
 Movement changes no value, and the scale stays with its integers: in case 1 the axis of a scale for each channel is followed, in the
@@ -76,13 +77,15 @@ class MoveDequantize(RewritePass[fx.Node]):
         if _moves_constant(match):
             _move_constant(site, match)
         elif _reads_moved(match):
-            move = match.args[0]
-            assert isinstance(move, fx.Node)  # match saw it
-            site.replace(_moved(site, move, site.call(_qc.dequantize.default, move.args[0], *match.args[1:]), quantized_type(match)))
+            found = _integer_move(match.args[0])
+            assert found is not None  # match saw it
+            move, integers = found
+            site.replace(_moved(site, move, site.call(_qc.dequantize.default, integers, *match.args[1:]), quantized_type(match)))
         else:
-            border = _border(match)
+            found, border = _integer_move(match), _border(match)
+            assert found is not None  # match saw it
             reals = site.call(_qc.dequantize.default, border, *border.args[1:])
-            site.replace(site.call(_qc.quantize.default, _moved(site, match, reals, quantized_type(border)), *border.args[1:]))
+            site.replace(site.call(_qc.quantize.default, _moved(site, found[0], reals, quantized_type(border)), *border.args[1:]))
 
 
 def _moves_constant(node: fx.Node) -> bool:
@@ -93,22 +96,41 @@ def _reads_moved(node: fx.Node) -> bool:
     """Case 2; movement of constants is for ``fold-constants``."""
     if not edit.is_call(node, _qc.dequantize.default):
         return False
-    source = node.args[0]
-    return isinstance(source, fx.Node) and source.target in _OF_INTEGERS and not edit.is_constant(source.args[0])
+    found = _integer_move(node.args[0])
+    return found is not None and not edit.is_constant(found[1])
 
 
 def _moves_quantized(node: fx.Node) -> bool:
     """Case 3, where somebody else than a dequantize reads the result."""
-    if node.target not in _OF_INTEGERS or not edit.is_call(node.args[0], _qc.quantize.default):
+    found = _integer_move(node)
+    if found is None or not edit.is_call(found[1], _qc.quantize.default):
         return False
     return any(not edit.is_call(user, _qc.dequantize.default) for user in node.users)
 
 
 def _border(node: fx.Node) -> fx.Node:
     """The quantize or dequantize that changes places."""
-    border = node if edit.is_call(node, _qc.dequantize.default) else node.args[0]
-    assert isinstance(border, fx.Node)  # match saw it
-    return border
+    if edit.is_call(node, _qc.dequantize.default):
+        return node
+    found = _integer_move(node)
+    assert found is not None  # match saw it
+    return found[1]
+
+
+def _integer_move(node: object) -> tuple[fx.Node, fx.Node] | None:
+    """The movement that gives the integers of a node, and the integers that it reads; casts around it left out."""
+    if not isinstance(node, fx.Node):
+        return None
+    cast = edit.is_call(node, _aten.to.dtype)
+    move = node.args[0] if cast else node
+    if not isinstance(move, fx.Node) or move.target not in _OF_INTEGERS:
+        return None
+    integers = move.args[0]
+    if cast and edit.is_call(integers, _aten.to.dtype):
+        integers = integers.args[0]  # type: ignore[union-attr]  # a call is a node
+    if not isinstance(integers, fx.Node) or integers.meta["val"].dtype is not node.meta["val"].dtype:
+        return None
+    return None if integers.meta["val"].is_floating_point() else (move, integers)
 
 
 def _moved(site: Site, move: fx.Node, reals: fx.Node, quantized: QuantizedType) -> fx.Node:

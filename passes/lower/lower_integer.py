@@ -172,11 +172,13 @@ def _dequantize(lowering: Lowering, node: fx.Node) -> Value:
     """Integers already; those of constants get their meaning here."""
     source = node.args[0]
     assert isinstance(source, fx.Node)  # the op's tensor
-    if source in lowering.values:
-        return lowering.values[source]
+    known = lowering.values.get(source)
+    if known is not None and edit.is_call(source, _qc.quantize.default):
+        return known
     quantized = quantized_type(node)
     if any(zero_point != quantized.zero_point[0] for zero_point in quantized.zero_point):
         raise UnsupportedOpError(f"{describe(node)} has a zero point for each channel: quantize symmetrically, or per tensor")
+    source = known.node if isinstance(known, IntegerValue) else source  # whole numbers that casts gave
     source.meta["quantized"] = quantized
     scale = torch.tensor(quantized.scale, dtype=torch.float64)
     scale = scale.reshape(()) if quantized.axis is None else scale

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from onnx import TensorProto
@@ -190,7 +190,8 @@ def apply(call: Call, op_type: str, operands: Sequence[Tensor | None], opset: in
         assert isinstance(value, Tensor)  # Call asks for those that are given
         return value
 
-    result: Tensor = found.convert(Call(call.node, opset, values, operand))
+    node = replace(call.node, op_type=op_type, domain=domain)
+    result: Tensor = found.convert(Call(node, opset, values, operand))
     return result
 
 
