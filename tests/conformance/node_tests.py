@@ -77,13 +77,15 @@ def cases() -> dict[str, TestCase]:
         return {case.name: case for case in load_model_tests(kind="node") if "_expanded" not in case.name}
 
 
-# Inputs of these ops that say what is computed (axes, shapes, counts), not on what: a program has them fixed.
+# Inputs of these ops that say what is computed (axes, shapes, counts, scales), not on what: a program has them fixed.
 _PARAMETERS = {
     **dict.fromkeys(("Reshape", "Expand", "Tile", "Unsqueeze", "Squeeze", "Split", "SplitToSequence", "CenterCropPad", "Trilu"), (1,)),
     **dict.fromkeys(("CumSum", "CumProd", "TopK", "Compress", "Upsample", "ReverseSequence", "BlackmanWindow", "HannWindow"), (1,)),
     **{f"Reduce{name}": (1,) for name in ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")},
     **dict.fromkeys(("ConstantOfShape", "BlackmanWindow", "HannWindow", "HammingWindow", "If"), (0,)),
     **{"Range": (0, 1, 2), "Slice": (1, 2, 3, 4), "Pad": (1, 2, 3), "Resize": (1, 2, 3), "OneHot": (1, 2), "Dropout": (1, 2)},
+    **{"QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "ConvInteger": (2, 3), "MatMulInteger": (2, 3)},
+    **{"QLinearMatMul": (1, 2, 4, 5, 6, 7), "QLinearConv": (1, 2, 3, 4, 5, 6, 7)},
     **{"RNN": (4,), "GRU": (4,), "LSTM": (4,), "Loop": (0, 1), "Clip": (1, 2), "AffineGrid": (1,), "Col2Im": (1, 2)},
 }
 

@@ -154,7 +154,8 @@ def _centred(call: Call, position: int, zero_point: int, axis: int = 1) -> Tenso
     integers, integer = stored(call, position), integer_type(call, position)
     if not parameters_known(call, zero_point):
         zeros = call.tensor(zero_point).to(torch.float32)
-        return integers.to(torch.float32) - (zeros.reshape(()) if zeros.numel() == 1 else zeros)
+        shape = [-1 if dim == axis % integers.ndim else 1 for dim in range(integers.ndim)] if zeros.numel() > 1 else []
+        return integers.to(torch.float32) - zeros.reshape(shape)
     with _disable_current_modes():
         zeros = call.constant(zero_point).to(torch.int64).reshape(-1) if call.has(zero_point) else torch.zeros(1, dtype=torch.int64)
         channels = zeros.numel() > 1
