@@ -6,8 +6,8 @@ import re
 import zlib
 from collections.abc import Iterator
 
-import pytest
 import node_tests
+import pytest
 
 # A capture takes some 25 ms, and there are 1400: by default every second one is run.
 ALL = "QCOMPILER_ALL_NODE_TESTS" in os.environ

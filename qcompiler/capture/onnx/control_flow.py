@@ -49,7 +49,9 @@ def _turns(module: OnnxModule, node: Node, operands: list[Value], environment: d
     while going and turn < most:
         if turn == _MOST_TURNS:
             raise CaptureError(f"node {node.label} makes more than {_MOST_TURNS} turns: each would be written out")
-        results = module.run_graph(body, environment, [torch.tensor(turn), torch.tensor(going), *carried])
+        with _disable_current_modes():  # constants, even while the model is traced
+            count, condition = torch.tensor(turn), torch.tensor(going)
+        results = module.run_graph(body, environment, [count, condition, *carried])
         going = bool(_known(node, results[0], "condition"))
         carried = results[1 : 1 + len(carried)]
         for values, value in zip(scanned, results[1 + len(carried) :], strict=True):

@@ -1,0 +1,161 @@
+"""Quantized ONNX ops at capture: integers of weights are kept, parameters are those of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from qcompiler.capture import capture
+from qcompiler.errors import CaptureError
+from qcompiler.ir.program import Program
+from qcompiler.ir.types import Stage
+
+Make = Callable[..., onnx.ModelProto]
+TYPES = {"int8": TensorProto.INT8, "uint8": TensorProto.UINT8, "int16": TensorProto.INT16, "uint16": TensorProto.UINT16}
+
+
+def pair(make: Make, zero_point: np.ndarray, scale: object, shape: list[object], axis: int = 1, **more: int) -> onnx.ModelProto:
+    """x -> QuantizeLinear -> DequantizeLinear -> y."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "quantize", axis=axis, **more),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], "dequantize", axis=axis, **more),
+    ]
+    return make(nodes, {"x": shape}, {"y": shape}, {"s": np.array(scale, np.float32), "z": zero_point}, opset=21)
+
+
+def calls(program: Program, name: str) -> list[torch.fx.Node]:
+    return [node for node in program.graph.nodes if str(node.target) == f"qc.{name}.default"]
+
+
+@pytest.mark.parametrize(("dtype", "bits", "signed"), [("int8", 8, True), ("uint8", 8, False), ("int16", 16, True), ("uint16", 16, False)])
+def test_rounds_half_to_even_and_saturates(make: Make, dtype: str, bits: int, signed: bool) -> None:
+    kind = np.iinfo(dtype)
+    zero_point = 3
+    program = capture(pair(make, np.array(zero_point, dtype), 0.5, ["N", 6]))
+    program.verify()
+    (quantize,) = calls(program, "quantize")
+    assert program.stage is Stage.QDQ
+    assert quantize.args[1:] == ([0.5], [zero_point], -1, bits, signed)
+    x = torch.tensor([[0.25, 0.75, -0.25, -0.75, 1e9, -1e9]])
+    expected = torch.tensor([0, 2, 0, -2, kind.max - zero_point, kind.min - zero_point]) * 0.5
+    assert torch.equal(program(x)[0], expected.float())
+
+
+def test_one_scale_for_each_channel(make: Make) -> None:
+    program = capture(pair(make, np.array([0, 10, 20], np.uint8), [1.0, 2.0, 4.0], ["N", 3, 2]))
+    (quantize,) = calls(program, "quantize")
+    assert quantize.args[1:4] == ([1.0, 2.0, 4.0], [0, 10, 20], 1)
+    assert torch.equal(program(torch.full((1, 3, 2), 5.0))[0, :, 0], torch.tensor([5.0, 4.0, 4.0]))
+
+
+def test_one_scale_for_each_block(make: Make) -> None:
+    model = pair(make, np.zeros((1, 2), np.int8), [[1.0, 4.0]], [1, 3], axis=1, block_size=2)
+    assert torch.equal(
+        capture(model, dynamic_batch=False, allow_float=("aten.round.default",))(torch.tensor([[1.2, 2.6, 7.0]])),
+        torch.tensor([[1.0, 3.0, 8.0]]),
+    )
+
+
+def layer(make: Make, weight: np.ndarray, zero_point: object, bias: bool = False, **types: int) -> onnx.ModelProto:
+    """x -> Q -> DQ -> MatMul with DQ(weight), and a sum with DQ(int32)."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "quantize"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "dequantize"),
+        helper.make_node("DequantizeLinear", ["w", "sw", "zw"], ["dw"], "weight", axis=1),
+        helper.make_node("MatMul", ["d", "dw"], ["p"], "product"),
+        helper.make_node("DequantizeLinear", ["b", "sb"], ["db"], "bias"),
+        helper.make_node("Add", ["p", "db"], ["y"], "sum"),
+    ]
+    constants = {
+        "s": np.float32(0.1),
+        "z": np.array(0, np.int8),
+        "w": weight,
+        "sw": np.float32(0.25),
+        "zw": np.array(zero_point, weight.dtype),
+        "b": np.arange(weight.shape[1], dtype=np.int32),
+        "sb": np.float32(0.025),
+    }
+    return make(nodes, {"x": ["N", weight.shape[0]]}, {"y": ["N", weight.shape[1]]}, constants, opset=21)
+
+
+def test_weights_and_biases_stay_integers(make: Make) -> None:
+    weight = np.arange(-6, 6, dtype=np.int8).reshape(4, 3)
+    program = capture(layer(make, weight, 0))
+    constants = {tensor.dtype: tensor for _, tensor in program.graph_module.named_buffers()}
+    assert torch.equal(constants[torch.int8], torch.from_numpy(weight))
+    assert torch.equal(constants[torch.int32], torch.arange(3, dtype=torch.int32))
+
+
+def test_four_bits_take_a_byte_each(make: Make) -> None:
+    model = layer(make, np.arange(12, dtype=np.uint8).reshape(4, 3), 8)
+    for tensor in model.graph.initializer:
+        if tensor.name in ("w", "zw"):
+            values = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.UINT4, values.shape, values.reshape(-1)))
+    program = capture(model)
+    weight = next(node for node in calls(program, "dequantize") if node.args[0].op == "get_attr" and node.args[4] == 4)
+    assert weight.args[1:] == ([0.25], [8], -1, 4, False)
+
+
+def test_computed_scales_are_arithmetic(make: Make) -> None:
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], "dynamic"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], "dequantize"),
+    ]
+    program = capture(
+        make(nodes, {"x": [1, 4]}, {"y": [1, 4]}), dynamic_batch=False, allow_float=("aten.round.default", "aten.amin.default")
+    )
+    assert program.stage is Stage.FLOAT
+    x = torch.tensor([[-1.0, 0.0, 0.3, 2.0]])
+    assert float((program(x) - x).abs().max()) <= 3 / 255 / 2 * 1.01
+
+
+@pytest.mark.parametrize(
+    ("zero_point", "scale", "shape", "message"),
+    [
+        (np.array(0, np.int8), 0.0, ["N", 3], "a scale that is not positive and finite"),
+        (np.array(0, np.int8), float("nan"), ["N", 3], "a scale that is not positive and finite"),
+        (np.zeros(2, np.int8), [1.0, 2.0], ["N", 3], "2 scales along dimension 1 of size 3"),
+        (np.zeros(3, np.int8), [1.0, 2.0], ["N", 3], "2 scales and 3 zero points"),
+    ],
+)
+def test_parameters_that_mean_nothing(make: Make, zero_point: np.ndarray, scale: object, shape: list[object], message: str) -> None:
+    with pytest.raises(CaptureError, match=rf"node 'quantize' \(QuantizeLinear\).*{message}"):
+        capture(pair(make, zero_point, scale, shape))
+
+
+def test_scales_along_the_batch(make: Make) -> None:
+    with pytest.raises(CaptureError, match="scales along dimension 0, whose size is open"):
+        capture(pair(make, np.zeros(2, np.int8), [1.0, 2.0], ["N", 3], axis=0))
+
+
+def test_floats_of_eight_bits(make: Make) -> None:
+    nodes = [helper.make_node("QuantizeLinear", ["x", "s"], ["q"], "quantize", output_dtype=TensorProto.FLOAT8E4M3FN)]
+    model = make(nodes, {"x": ["N", 2]}, {"q": ["N", 2]}, {"s": np.float32(1)}, opset=21, types={"q": TensorProto.FLOAT8E4M3FN})
+    with pytest.raises(CaptureError, match="node 'quantize'.*float8e4m3fn"):
+        capture(model)
+
+
+@pytest.mark.parametrize(("transposed", "op"), [(False, "MatMulInteger"), (True, "QGemm")])
+def test_integer_products(make: Make, transposed: bool, op: str) -> None:
+    generator = np.random.default_rng(0)
+    a, b = generator.integers(0, 256, (3, 5), dtype=np.uint8), generator.integers(-128, 128, (5, 4), dtype=np.int8)
+    expected = (a.astype(np.int64) - 7) @ b.astype(np.int64)
+    constants: dict[str, object] = {"b": b.T.copy() if transposed else b, "za": np.array(7, np.uint8), "zb": np.array(0, np.int8)}
+    if op == "MatMulInteger":
+        nodes = [helper.make_node(op, ["a", "b", "za", "zb"], ["y"], "product")]
+        types = {"a": TensorProto.UINT8, "y": TensorProto.INT32}
+    else:
+        nodes = [helper.make_node(op, ["a", "s", "za", "b", "s", "zb", "c"], ["y"], "product", domain="com.microsoft", transB=1, alpha=2.0)]
+        constants |= {"s": np.float32(0.5), "c": np.arange(4, dtype=np.int32)}
+        expected = 2.0 * 0.25 * (expected + np.arange(4))
+        types = {"a": TensorProto.UINT8, "y": TensorProto.FLOAT}
+    model = make(nodes, {"a": ["N", 5]}, {"y": ["N", 4]}, constants, opset=13, types=types, **{"com.microsoft": 1})
+    program = capture(model)
+    assert program.stage is Stage.QDQ
+    assert torch.equal(program(torch.from_numpy(a)).double(), torch.from_numpy(expected).double())
