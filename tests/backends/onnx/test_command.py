@@ -59,6 +59,12 @@ def test_each_format(command: Command) -> None:
         assert op in _ops("m.onnx") and onnx.load("m.onnx").opset_import[0].version == 17
 
 
+def test_a_quantized_file_becomes_an_integer_one_without_data(command: Command) -> None:
+    assert command("export", "export_models:small", "--calibration", "images.npz", "--format", "qdq", "-o", "qdq.onnx")[0] == 0
+    status, _, error = command("export", "qdq.onnx", "-o", "integer.onnx")
+    assert (status, error) == (0, "") and "ConvInteger" in _ops("integer.onnx")
+
+
 def test_float_needs_no_data(command: Command) -> None:
     assert command("export", "export_models:with_example", "--format", "float", "-o", "m.onnx")[0] == 0
 

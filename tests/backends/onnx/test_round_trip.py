@@ -1,4 +1,4 @@
-"""A program that left as ONNX and came back computes the same, floats and quantized values."""
+"""A program that left as ONNX and came back computes the same, floats and quantized values; the latter lower to the same integers."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def test_qdq(opset: int, small_qdq: Program, tmp_path: Path) -> None:
     again = qc.capture(tmp_path / "m.onnx")
     assert again.stage is Stage.QDQ
     assert torch.equal(small_qdq.run(INPUT)[0], again.run(INPUT)[0])
+    assert torch.equal(qc.quantize(small_qdq).run(INPUT)[0], qc.quantize(again).run(INPUT)[0])
 
 
 def test_what_came_back_is_quantized_and_leaves_as_integers(small_float: Program, small_data: Any, session: Any, tmp_path: Path) -> None:
