@@ -5,6 +5,8 @@ Ops that read and give integers alone stay as they are; ``lower_integer`` leaves
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import fx
 
@@ -27,7 +29,7 @@ def cast(lowering: Lowering, node: fx.Node) -> Value:
     source = node.args[0]
     known = lowering.values.get(source) if isinstance(source, fx.Node) else None
     if isinstance(known, IntegerValue) and _are_whole_numbers(known, node):
-        return known
+        return replace(known, scale=torch.ones((), dtype=torch.float64))
     if not isinstance(source, fx.Node) or source.meta["val"].is_floating_point():
         raise unsupported(node, "it casts floats", "leave the cast out")
     proven = lowering.bounds_of(source).range
@@ -42,7 +44,7 @@ def cast(lowering: Lowering, node: fx.Node) -> Value:
 def _are_whole_numbers(value: IntegerValue, node: fx.Node) -> bool:
     """Whether reals are the integers that stand for them, and the cast leaves them as they are: to float32, or to their own dtype."""
     wanted = node.meta["val"].dtype
-    plain = value.zero_point == 0 and value.scale.numel() == 1 and float(value.scale) == 1.0
+    plain = value.zero_point == 0 and bool((value.scale == 1.0).all())
     return plain and (wanted.is_floating_point or wanted is value.integer.dtype)
 
 
