@@ -21,9 +21,11 @@ def _words(p: Any) -> fx.Node:
     return p.call("qc.lookup", p.rows, p.integers("table", -30000, 30000, (256,), torch.int16), 16, True)
 
 
-def _softmax(p: Any, x: fx.Node, form: str, bits: int = 8, mask: fx.Node | None = None, scale: float = 0.02) -> fx.Node:
+def _softmax(
+    p: Any, x: fx.Node, form: str, bits: int = 8, mask: fx.Node | None = None, scale: float = 0.02, rounding: str = "nearest"
+) -> fx.Node:
     table, constants = arithmetic.softmax_parameters(form, scale)
-    return p.call("qc.softmax", x, None if table is None else p.constant("e", table), mask, form, constants, bits)
+    return p.call("qc.softmax", x, None if table is None else p.constant("e", table), mask, form, constants, bits, rounding)
 
 
 def _nonlinear(p: Any, x: fx.Node, function: str, form: str, scale: float = 0.05, bound: int = 300) -> fx.Node:
@@ -48,6 +50,7 @@ def _ids(p: Any) -> fx.Node:
 
 CASES: dict[str, Callable[[Any], fx.Node]] = {
     "softmax_table": lambda p: _softmax(p, p.images, "table"),
+    "softmax_rounded_down": lambda p: _softmax(p, p.images, "table", 8, rounding="floor"),
     "softmax_table_masked": lambda p: _softmax(p, p.images, "table", 8, _image_mask(p)),
     "softmax_of_columns": lambda p: _softmax(p, p.call("aten.permute", p.images, [0, 2, 3, 1]), "table", 16),
     "softmax_shift": lambda p: _softmax(p, p.rows, "shift", 12, _mask(p)),
