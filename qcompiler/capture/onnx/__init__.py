@@ -1,6 +1,6 @@
 """ONNX models become programs at stage FLOAT: ``load`` checks the file, ``OnnxModule`` computes it, ``torch.export`` traces that module.
 
-docs/onnx.md says what is read; docs/onnx-support.md lists the ops.
+docs/capture.md says what is read; docs/onnx-support.md lists the ops.
 """
 
 from __future__ import annotations
