@@ -101,7 +101,7 @@ def has_matrix_kernel(node: fx.Node, tensors: Tensors) -> bool:
 
 
 def _attention(softmax: fx.Node, tensors: Tensors, kept: Collection[fx.Node]) -> AttentionFusion | None:
-    if argument(softmax, "form") != "table" or tensors[softmax].dtype not in _BYTES:
+    if argument(softmax, "form") != "table" or argument(softmax, "rounding") != "nearest" or tensors[softmax].dtype not in _BYTES:
         return None
     rounding, reader = argument(softmax, "x"), _only_user(softmax, kept)
     if not is_call(rounding, qc.requantize.default, qc.add.default) or _only_user(rounding, kept) is not softmax:

@@ -379,6 +379,7 @@ class Softmax:
     form: str
     constants: tuple[int, ...]
     bits: int
+    rounding: str = "nearest"
 
 
 @dataclass(frozen=True)

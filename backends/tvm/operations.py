@@ -334,7 +334,7 @@ def _reduce(planner: Planner, node: fx.Node, x: View, output: View, dims: Sequen
 
 
 def _softmax(planner: Planner, node: fx.Node) -> None:
-    operation = Softmax(argument(node, "form"), tuple(argument(node, "constants")), argument(node, "bits"))
+    operation = Softmax(argument(node, "form"), tuple(argument(node, "constants")), argument(node, "bits"), argument(node, "rounding"))
     _row_kernel(planner, node, operation, argument(node, "x"), second=argument(node, "mask"), table=argument(node, "table"))
 
 

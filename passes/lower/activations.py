@@ -59,7 +59,9 @@ def function(lowering: Lowering, node: fx.Node) -> Value:
     computed = elementwise.scalar_function(node)
 
     def rounding(quantized: QuantizedType, low: int, high: int) -> fx.Node:
-        return _lookup(lowering, x, arithmetic.build_table(computed, _type_of(x), quantized), quantized, low, high)
+        return _lookup(
+            lowering, x, arithmetic.build_table(computed, _type_of(x), quantized, lowering.functions.rounding), quantized, low, high
+        )
 
     return Unrounded(rounding)
 
@@ -90,7 +92,9 @@ def prelu(lowering: Lowering, node: fx.Node) -> Value:
 
     def rounding(quantized: QuantizedType, low: int, high: int) -> fx.Node:
         def leaky(slope: float) -> torch.Tensor:
-            return arithmetic.build_table(lambda reals: torch.where(reals > 0, reals, slope * reals), _type_of(x), quantized)
+            return arithmetic.build_table(
+                lambda reals: torch.where(reals > 0, reals, slope * reals), _type_of(x), quantized, lowering.functions.rounding
+            )
 
         tables = torch.stack([leaky(slope) for slope in slopes.reshape(-1).double().tolist()])
         return _lookup(lowering, x, tables[0] if len(tables) == 1 else tables, quantized, low, high)

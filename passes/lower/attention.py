@@ -60,13 +60,15 @@ def softmax(lowering: Lowering, node: fx.Node) -> Value:
         table, constants = arithmetic.softmax_parameters(form, float(x.scale))
     except VerificationError as error:
         raise VerificationError(f"{describe(node)}: {error}") from error
+    own_rounding = form in ("shiftmax", "i-softmax")
     entries = None if table is None else lowering.constant(f"{node.name}_exponentials", table)
     keep = None if drop is None else lowering.call(_aten.logical_not.default, drop, name=f"{node.name}_keep")
 
     def probabilities(bits: int) -> fx.Node:
-        return lowering.call(_qc.softmax.default, x.node, entries, keep, form, constants, bits, name=f"{node.name}_integers")
+        how = () if own_rounding else (lowering.functions.rounding,)
+        return lowering.call(_qc.softmax.default, x.node, entries, keep, form, constants, bits, *how, name=f"{node.name}_integers")
 
-    if form in ("shiftmax", "i-softmax"):
+    if own_rounding:
         bits = _bits_of_reader(node, x.integer.bits)
         quantized = QuantizedType(IntegerType(bits, signed=False), (arithmetic.softmax_scale(form, bits),))
         value = lowering.rounded(probabilities(bits), quantized)

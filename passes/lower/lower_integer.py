@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from qcompiler.arithmetic import NORMALIZE_FORMS, SOFTMAX_FORMS
+from qcompiler.arithmetic import NORMALIZE_FORMS, ROUNDINGS, SOFTMAX_FORMS
 from qcompiler.errors import UnknownNameError, UnsupportedOpError
 from qcompiler.ir import edit, elementwise, ranges
 from qcompiler.ir.program import Program, ValueSpec
@@ -53,6 +53,8 @@ class LowerInteger(Pass):
         activation: GELU, SiLU, sigmoid, tanh, exp and erf: ``table`` (8-bit inputs), ``poly``, ``shift`` (up to 16 bits), ``shift-gelu``
             (I-ViT; what is no GELU takes ``shift``), ``i-gelu`` (I-BERT: GELU, erf and exp; the rest ``poly``).
         normalize: ``newton``, or ``i-layernorm`` (I-ViT), ``i-bert``, which ignore epsilon.
+        rounding: of probabilities and of the entries of tables, ``nearest`` or ``floor``. The papers' softmax has its own, and so have
+            requantizations: to nearest.
         allow_float: full names of ops ("aten.sin.default") that stay in float: islands between a dequantize and a quantize, which the
             notes list. Those that ``quantize`` left in float for this reason are known.
 
@@ -69,6 +71,7 @@ class LowerInteger(Pass):
     softmax: str = "table"
     activation: str = "table"
     normalize: str = "newton"
+    rounding: str = "nearest"
     allow_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -77,16 +80,16 @@ class LowerInteger(Pass):
             "softmax": (self.softmax, SOFTMAX_FORMS),
             "activation": (self.activation, ACTIVATION_OPTIONS),
             "normalization": (self.normalize, NORMALIZE_FORMS),
+            "rounding": (self.rounding, ROUNDINGS),
         }
         for what, (form, forms) in known.items():
             if form not in forms:
-                raise UnknownNameError(f"form of {what}", form, forms)
+                raise UnknownNameError("rounding" if what == "rounding" else f"form of {what}", form, forms)
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         result = edit.copy(program)
-        lowering = Lowering(
-            result.graph_module, self.requantize, self.narrow_tolerance, Functions(self.softmax, self.activation, self.normalize)
-        )
+        functions = Functions(self.softmax, self.activation, self.normalize, self.rounding)
+        lowering = Lowering(result.graph_module, self.requantize, self.narrow_tolerance, functions)
         _declare_inputs(result, lowering)
         allowed = frozenset(node for node in result.graph.nodes if node.name in program.islands or str(node.target) in self.allow_float)
         for node in list(result.graph.nodes):

@@ -141,6 +141,7 @@ class Functions:
     softmax: str = "table"
     activation: str = "table"
     normalize: str = "newton"
+    rounding: str = "nearest"
 
 
 @dataclass

@@ -1,4 +1,4 @@
-r"""Integer softmax over the last dimension: no division, unsigned probabilities rounded to nearest.
+r"""Integer softmax over the last dimension: no division, unsigned probabilities rounded to nearest, or down.
 
 With d = max(x) - x, an exponential e of 15 bits in one of three forms, S = sum(e), b = bit length of S and L = 2^bits - 1::
 
@@ -9,6 +9,7 @@ With d = max(x) - x, an exponential e of 15 bits in one of three forms, S = sum(
     f = (S << (31 - b)) >> 16                 in [2^14, 2^15)
     y = 47747 - f;  twice  y = (y * (65536 - ((f * y) >> 14))) >> 15        y ~ 2^29 / f
     p = clamp((((((e * y) >> 15) * L) >> 1) + 2^(b-3)) >> (b - 2), 0, L)    ~ L * e / S, rounded to nearest
+                                              without the 2^(b-3):        rounded down
 
 Every intermediate fits int32 for rows of at most 65,536 elements: e <= 2^15 - 1, y <= 2^15 + 2, and L <= 2^16 - 1. Elements that a mask
 drops do not enter the maximum and have e = 0. ``shiftmax`` (I-ViT) and ``i-softmax`` (I-BERT) are the papers' own functions.
@@ -30,6 +31,8 @@ from qcompiler.errors import UnknownNameError, VerificationError
 __all__ = ["RECIPROCAL_START", "RECIPROCAL_STEPS", "bit_length", "newton_reciprocal", "softmax"]
 
 SOFTMAX_FORMS = ("table", "poly", "shift", "shiftmax", "i-softmax")
+ROUNDINGS = ("nearest", "floor")
+_PAPERS = frozenset({"shiftmax", "i-softmax"})  # round as their papers do
 EXPONENT_BITS = 15
 MAXIMUM_ROW = 1 << 16
 TABLE_ENTRIES = 256
@@ -67,10 +70,14 @@ def softmax_scale(form: str, bits: int) -> float:
     return 2.0**-bits if form == "i-softmax" else 1.0 / ((1 << bits) - 1)
 
 
-def check_softmax(form: str, table: Tensor | None, constants: Sequence[int], bits: int) -> int:
+def check_softmax(form: str, table: Tensor | None, constants: Sequence[int], bits: int, rounding: str = "nearest") -> int:
     """The largest result. Raises VerificationError where parameters do not keep every step in int32."""
     if form not in SOFTMAX_FORMS or not 1 <= bits <= 16 or (table is not None) != (form == "table"):
         raise VerificationError(f"no softmax of form '{form}' with {bits} bits and {'a' if table is not None else 'no'} table")
+    if rounding not in ROUNDINGS or (form in _PAPERS and rounding != "nearest"):
+        raise VerificationError(
+            f"no softmax of form '{form}' with rounding '{rounding}': the papers' forms have their own, ours {ROUNDINGS}"
+        )
     if len(constants) != _COUNTS[form]:
         raise VerificationError(f"softmax of form '{form}' takes {_COUNTS[form]} constants, not {len(constants)}")
     if table is not None:
@@ -101,10 +108,19 @@ def _check_i_softmax(constants: Sequence[int]) -> None:
         raise VerificationError("its exponentials do not fit 16 bits: choose its constants by arithmetic.softmax_parameters")
 
 
-def softmax(x: Tensor, table: Tensor | None, mask: Tensor | None, form: str, constants: Sequence[int], bits: int) -> Tensor:
+def softmax(
+    x: Tensor,
+    table: Tensor | None,
+    mask: Tensor | None,
+    form: str,
+    constants: Sequence[int],
+    bits: int,
+    rounding: str = "nearest",
+) -> Tensor:
     """Unsigned integers of ``bits`` bits (1..16) and the scale of ``softmax_scale``; x of at most 16 bits, any zero point.
 
-    ``mask`` is bool, True where an element is kept, and broadcasts against x. Rows of which nothing is kept are 0.
+    ``rounding``: of our own forms, ``nearest`` or ``floor``. ``mask`` is bool, True where an element is kept, and broadcasts against x.
+    Rows of which nothing is kept are 0.
     """
     kept = None if mask is None else mask.expand(x.shape)
     differences = _differences(x.to(torch.int32), kept)
@@ -116,7 +132,7 @@ def softmax(x: Tensor, table: Tensor | None, mask: Tensor | None, form: str, con
         exponentials = _exponentials(differences, table, form, constants)
         if kept is not None:
             exponentials = torch.where(kept, exponentials, 0)
-        probabilities = _probabilities(exponentials, bits)
+        probabilities = _probabilities(exponentials, bits, rounding)
     return probabilities.to(torch.uint8 if bits <= 8 else torch.int32)
 
 
@@ -134,12 +150,13 @@ def _exponentials(differences: Tensor, table: Tensor | None, form: str, constant
     return power(fixed_point(differences, constants), form).clamp(max=ONE - 1)
 
 
-def _probabilities(exponentials: Tensor, bits: int) -> Tensor:
+def _probabilities(exponentials: Tensor, bits: int, rounding: str) -> Tensor:
     """p of the module's formula."""
     total = exponentials.sum(dim=-1, keepdim=True, dtype=torch.int32).clamp(min=_SMALLEST_TOTAL)
     length = bit_length(total).to(torch.int32)
     reciprocal = newton_reciprocal((total.to(torch.int64) << (31 - length) >> 16).to(torch.int32))
     high = (1 << bits) - 1
     halved = (((exponentials * reciprocal) >> 15) * high) >> 1  # the rounding term would not fit beside the whole
-    rounded = (halved + (torch.ones_like(length) << (length - 3))) >> (length - 2)
+    half = torch.ones_like(length) << (length - 3) if rounding == "nearest" else 0
+    rounded = (halved + half) >> (length - 2)
     return rounded.clamp(0, high)

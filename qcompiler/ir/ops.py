@@ -40,7 +40,7 @@ SCHEMAS: dict[str, str] = {
     "bucketize": "(Tensor x, Tensor boundaries, int bits) -> Tensor",
     "embedding": "(Tensor weight, Tensor ids) -> Tensor",
     "nonlinear": "(Tensor x, int zero_point, str function, str form, int[] constants) -> Tensor",
-    "softmax": "(Tensor x, Tensor? table, Tensor? mask, str form, int[] constants, int bits) -> Tensor",
+    "softmax": "(Tensor x, Tensor? table, Tensor? mask, str form, int[] constants, int bits, str rounding='nearest') -> Tensor",
     "normalize": "(Tensor x, int zero_point, int epsilon, bool centre, str form) -> Tensor",
     "divide": "(Tensor x, Tensor divisor, int fraction_bits) -> Tensor",
     "clamp": "(Tensor x, int low, int high) -> Tensor",
@@ -226,7 +226,9 @@ def _nonlinear_fake(x: Tensor, zero_point: int, function: str, form: str, consta
     return x.new_empty(x.shape, dtype=torch.int32)
 
 
-def _softmax_fake(x: Tensor, table: Tensor | None, mask: Tensor | None, form: str, constants: list[int], bits: int) -> Tensor:
+def _softmax_fake(
+    x: Tensor, table: Tensor | None, mask: Tensor | None, form: str, constants: list[int], bits: int, rounding: str = "nearest"
+) -> Tensor:
     torch._check(form in arithmetic.SOFTMAX_FORMS, lambda: f"unknown form of softmax '{form}'")
     if mask is not None:
         torch._check(mask.dim() <= x.dim(), lambda: "the mask has more dimensions than what it masks")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
-from qcompiler.arithmetic import NORMALIZE_FORMS, SOFTMAX_FORMS
+from qcompiler.arithmetic import NORMALIZE_FORMS, ROUNDINGS, SOFTMAX_FORMS
 from qcompiler.ir.float_ops import COMPARISON_OPS, FLOAT_OPS
 from qcompiler.ir.types import Stage
 
@@ -120,7 +120,9 @@ _INTEGER_OPS: dict[Target, OpSpecification] = {
     _qc.embedding.default: OpSpecification({"weight": _INT16, "ids": _INDEX}, _INT16),
     _qc.nonlinear.default: OpSpecification({"x": _INTEGER}, _INT32),
     _qc.softmax.default: OpSpecification(
-        {"x": _INTEGER, "table": _INT32, "mask": _BOOL}, _INTEGER, {"form": frozenset[object](SOFTMAX_FORMS)}
+        {"x": _INTEGER, "table": _INT32, "mask": _BOOL},
+        _INTEGER,
+        {"form": frozenset[object](SOFTMAX_FORMS), "rounding": frozenset[object](ROUNDINGS)},
     ),
     _qc.normalize.default: OpSpecification({"x": _INTEGER}, _INT32, {"form": frozenset[object](NORMALIZE_FORMS)}),
     _qc.divide.default: OpSpecification({"x": _INTEGER, "divisor": _INTEGER}, _INT32),

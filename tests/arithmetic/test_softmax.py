@@ -62,6 +62,23 @@ def test_error_stays_close_to_half_a_step(length: int) -> None:
     assert (softmax(x, exponential_table(0.05), None, "table", [], 8) - exact).abs().max() < 0.54
 
 
+@pytest.mark.parametrize("form", SPREAD)
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_floor_is_what_is_left_without_the_rounding_term(form: str, bits: int) -> None:
+    x = torch.randint(-128, 128, (50, 23), dtype=torch.int8, generator=torch.Generator().manual_seed(bits))
+    table, constants = softmax_parameters(form, 0.03)
+    near, down = (softmax(x, table, None, form, constants, bits, rounding).int() for rounding in ("nearest", "floor"))
+    assert set((near - down).unique().tolist()) == {0, 1}
+    assert (down.sum(-1) < (1 << bits)).all()
+
+
+def test_rounding_is_an_option_of_our_own_forms() -> None:
+    with pytest.raises(VerificationError, match="no softmax of form 'shiftmax' with rounding 'floor'"):
+        check_softmax("shiftmax", None, softmax_parameters("shiftmax", 0.1)[1], 8, "floor")
+    with pytest.raises(VerificationError, match="with rounding 'up'"):
+        check_softmax("table", exponential_table(0.1), [], 8, "up")
+
+
 def test_longest_row_stays_in_int32() -> None:
     table = exponential_table(0.1)
     total = int(table[0]) * MAXIMUM_ROW

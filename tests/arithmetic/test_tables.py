@@ -28,6 +28,13 @@ def test_sigmoid_is_rounded_half_to_even(integer: IntegerType, output: Quantized
         assert integer_out == min(max(exact, output.integer.low), output.integer.high)
 
 
+def test_rounded_down() -> None:
+    kind = QuantizedType(INT8, (0.5,), (3,))
+    near, down = (build_table(torch.tanh, kind, QuantizedType(INT16, (2.0**-10,), (5,)), rounding) for rounding in ("nearest", "floor"))
+    exact = torch.tanh(0.5 * (torch.arange(-128, 128).double() - 3)) * 1024
+    assert torch.equal(down, (exact.floor() + 5).short()) and torch.equal(near, (exact.round() + 5).short())
+
+
 def test_ties_that_a_float_quotient_would_miss() -> None:
     """Half a step exactly, for a scale that is no power of two: 2.5 * scale is a float64, 2.5 its exact quotient."""
     scale = float(torch.tensor(0.1, dtype=torch.float32))

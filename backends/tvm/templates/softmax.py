@@ -61,7 +61,8 @@ class SoftmaxRows:
         f = T.Bind(T.shift_right(T.shift_left(total, 31 - bits), 16))
         y = v.splat(x.newton_reciprocal(f), row.lanes)
         shift = v.splat(T.Bind(bits - 2), row.lanes)
-        rounding = v.splat(T.Bind(T.shift_left(T.int32(1), bits - 3)), row.lanes)
+        half = T.shift_left(T.int32(1), bits - 3) if self._operation.rounding == "nearest" else T.int32(0)
+        rounding = v.splat(T.Bind(half), row.lanes)
         high = (1 << self._operation.bits) - 1
 
         def step(at: Expr, rest: Expr | None) -> None:

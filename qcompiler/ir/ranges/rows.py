@@ -26,7 +26,7 @@ def softmax(node: fx.Node, known: Known) -> Bounds:
     """0 to the largest probability of the form, after the proof of its parameters."""
     x, form = known[argument(node, "x")].range, argument(node, "form")
     table = None if argument(node, "table") is None else constant_of(node, "table")
-    largest = _checked(node, check_softmax, form, table, argument(node, "constants"), argument(node, "bits"))
+    largest = _checked(node, check_softmax, form, table, *(argument(node, name) for name in ("constants", "bits", "rounding")))
     _check_row(node, MAXIMUM_SOFTMAX_ROW)
     most = TABLE_ENTRIES - 1 if form == "table" else LARGEST_DIFFERENCE
     if x.high - x.low > most:

@@ -85,6 +85,15 @@ class Masked(nn.Module):
         return torch.softmax(x.masked_fill(drop, float("-inf")), dim=-1)
 
 
+@pytest.mark.parametrize("form", ["table", "poly", "shift"])
+def test_rounding_down_is_an_option(form: str, compile_network: Callable[..., object]) -> None:
+    """No probability is larger than with rounding to nearest, none smaller by more than a step."""
+    model = Function(lambda x: torch.softmax(x, dim=-1))
+    near, down = (compile_network(model, (3, 7, 16), lower=f"softmax={form},rounding={how}") for how in ("nearest", "floor"))
+    difference = (near.integer(*near.inputs) - down.integer(*near.inputs)) * 255
+    assert difference.min() >= 0 and 0.99 < difference.max() < 1.01
+
+
 @pytest.mark.parametrize(("form", "steps"), [("table", 1.001), ("poly", 1.001), ("shift", 3.001), ("shiftmax", 20), ("i-softmax", 12)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_forms_of_softmax(form: str, steps: float, masked: bool, compile_network: Callable[..., object]) -> None:
