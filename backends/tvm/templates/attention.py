@@ -16,6 +16,7 @@ The last one is exact because u L < 2^23. Exponentials come from two byte tables
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -235,7 +236,7 @@ class _Attention:
             )
 
 
-class _Rows:
+class _Rows(abc.ABC):
     """From the scores of a block of queries to probabilities, in phases over all rows, so that the rows' reductions overlap.
 
     A row of exponentials (int16) becomes the row of probabilities in place, from its first byte on.
@@ -255,19 +256,21 @@ class _Rows:
             e.store(self._totals, start, e.constant(0, "int32", how.lanes))
         self._make_tables()
 
+    @abc.abstractmethod
     def _make_tables(self) -> None:
-        raise NotImplementedError
+        """Bring the table of exponentials into the form that ``_exponentiate`` reads."""
 
+    @abc.abstractmethod
     def _exponentiate(self, scores: Buffer, row: Expr, exponentials: Buffer, keys: Expr, mask: Expr | None) -> Expr:
         """Fill a row of exponentials, with zeros after the last key; gives their sum."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _doubled(self, exponentials: Buffer, start: Expr) -> list[Expr]:
         """Twice the exponentials from element ``start`` on, in the order that packing makes natural."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _probability(self, words: Sequence[Expr], high: int) -> Expr:
-        raise NotImplementedError
+        """These words as a vector of probabilities, at most ``high``."""
 
     def emit(
         self,
