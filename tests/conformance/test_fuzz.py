@@ -17,7 +17,7 @@ def quiet() -> Iterator[None]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_models_end_with_a_program_or_one_line(tmp_path: Path, quiet: None) -> None:
-    outcomes = {seed: fuzz.outcome(seed, tmp_path) for seed in range(90)}
+    outcomes = {seed: fuzz.outcome(seed, tmp_path) for seed in (*range(90), 5003)}  # 5003 once hung
     assert not {seed: found for seed, found in outcomes.items() if found.startswith("WRONG")}
     assert {"program", "CaptureError"} <= set(outcomes.values())
 

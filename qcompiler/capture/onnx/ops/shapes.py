@@ -16,6 +16,8 @@ from qcompiler.capture.onnx.registry import converter
 
 # What exporters write for "to the end" is some large number; no open size comes near.
 _TO_THE_END = 10**6
+# Of a tensor in one ``cat``.
+_MOST_COPIES = 1024
 
 _slice: Callable[..., Tensor] = torch.ops.aten.slice.Tensor
 
@@ -181,6 +183,8 @@ def tile(call: Call) -> Tensor:
     _check_count(call, [size * count for size, count in zip(x.shape, repeats, strict=True)])
     wanted = [count if length == 1 and isinstance(length, int) else length for length, count in zip(x.shape, repeats, strict=True)]
     joined = [(dim, int(count)) for dim, (length, count) in enumerate(zip(x.shape, repeats, strict=True)) if not _is_one(length)]
+    if any(count > _MOST_COPIES for _, count in joined):
+        raise call.fail(f"repeats a dimension {max(count for _, count in joined)} times: at most {_MOST_COPIES} copies are joined")
     if any(not (isinstance(a, int) and isinstance(b, int) and a == b) for a, b in zip(wanted, x.shape, strict=True)):
         x = x.expand(wanted)
     for dim, count in joined:
@@ -222,7 +226,7 @@ def _padded(call: Call, pads: Sequence[int], axes: Sequence[int], value: float |
 
 def _extended(call: Call, x: Tensor, dim: int, begin: int, end: int, mode: str) -> Tensor:
     length = x.shape[dim]
-    if not isinstance(length, int) or length * 64 < begin + end:
+    if not isinstance(length, int) or min(length, _MOST_COPIES) * 64 < begin + end:
         raise call.fail(f"extends dimension {dim} of size {length} by {begin} and {end} ({mode}): fix its size")
     x = x.narrow(dim, -begin, length + begin) if begin < 0 else x
     x = x.narrow(dim, 0, x.shape[dim] + end) if end < 0 else x
