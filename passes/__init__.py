@@ -11,6 +11,7 @@ PASSES: dict[str, str] = {
     "hoist-quantize": "qcompiler.passes.canonicalize.hoist_quantize:HoistQuantize",
     "merge-dequantize": "qcompiler.passes.canonicalize.merge_dequantize:MergeDequantize",
     "move-dequantize": "qcompiler.passes.canonicalize.move_dequantize:MoveDequantize",
+    "sign-sixteen-bits": "qcompiler.passes.canonicalize.sign_sixteen_bits:SignSixteenBits",
     "weights-to-int8": "qcompiler.passes.canonicalize.weights_to_int8:WeightsToInt8",
     "collect-masks": "qcompiler.passes.canonicalize.collect_masks:CollectMasks",
     "decompose-attention": "qcompiler.passes.canonicalize.decompose_attention:DecomposeAttention",

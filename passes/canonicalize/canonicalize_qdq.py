@@ -19,11 +19,13 @@ from qcompiler.passes.canonicalize.fold_dequantize import FoldDequantize
 from qcompiler.passes.canonicalize.hoist_quantize import HoistQuantize
 from qcompiler.passes.canonicalize.merge_dequantize import MergeDequantize
 from qcompiler.passes.canonicalize.move_dequantize import MoveDequantize
+from qcompiler.passes.canonicalize.sign_sixteen_bits import SignSixteenBits
 from qcompiler.passes.canonicalize.weights_to_int8 import WeightsToInt8
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult
 from qcompiler.pipeline.fixpoint import run_to_fixpoint
 
 _STEPS: tuple[Pass, ...] = (
+    SignSixteenBits(),
     MergeDequantize(),
     FoldDequantize(),
     MoveDequantize(),

@@ -1,4 +1,4 @@
-"""The small passes of stage QDQ: merge-dequantize, fold-dequantize, drop-rounding, hoist-quantize, fold-bias."""
+"""The small passes of stage QDQ: merge-dequantize, fold-dequantize, drop-rounding, hoist-quantize, fold-bias, sign-sixteen-bits."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from qcompiler.passes.canonicalize.hoist_quantize import HoistQuantize
 from qcompiler.passes.canonicalize.merge_dequantize import MergeDequantize
 from qcompiler.passes.canonicalize.normalize_views import NormalizeViews
 from qcompiler.passes.canonicalize.remove_identities import RemoveIdentities
+from qcompiler.passes.canonicalize.sign_sixteen_bits import SignSixteenBits
 
 qc = torch.ops.qc
 ONE, OTHER = ([0.5], [3], -1, 8, True), ([0.25], [3], -1, 8, True)
@@ -97,3 +98,13 @@ def test_sums_of_other_shapes_stay(rewrite: Callable, network: Callable) -> None
 
     members = {"w": torch.ones(2, 3, 1, 1, dtype=torch.int8), "b": torch.arange(2, dtype=torch.int32)}
     assert not rewrite(FoldBias(), network(function, **members), (1, 3, 2, 2)).result.modified
+
+
+def test_sixteen_bits_get_a_sign(rewrite: Callable, network: Callable) -> None:
+    kind = ([0.25], [40000], -1, 16, False)
+    found = rewrite(SignSixteenBits(), network(lambda m, x: qc.dequantize(qc.quantize(x, *kind), *kind)), (1, 4))
+    assert all("zero_point=[7232], axis=-1, bits=16, signed=True" in line for line in found.lines)
+
+
+def test_sixteen_bits_at_outputs_stay(rewrite: Callable, network: Callable) -> None:
+    assert not rewrite(SignSixteenBits(), network(lambda m, x: qc.quantize(x, [0.25], [40000], -1, 16, False)), (1, 4)).result.modified
