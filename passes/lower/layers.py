@@ -100,7 +100,12 @@ LOWERINGS: dict[object, LoweringFunction] = {
 
 
 def _weight(lowering: Lowering, node: fx.Node) -> tuple[IntegerValue, torch.Tensor]:
-    weight = lowering.integers(argument(node, "weight"))
+    operand = argument(node, "weight")
+    if edit.is_constant(operand) and operand not in lowering.values:
+        raise unsupported(
+            node, "its weight is in floats, as one with a scale for each block is captured", "quantize weights per channel or per tensor"
+        )
+    weight = lowering.integers(operand)
     integers = edit.constant_value(weight.node)
     if integers is None or weight.zero_point != 0 or integers.dtype is not torch.int8:
         raise unsupported(node, "its weight is not a constant of int8 with zero point 0", "quantize weights symmetrically to int8")

@@ -97,6 +97,17 @@ def test_sums_with_a_scale_behind_casts() -> None:
     assert float((program(x) - model(x)).abs().max()) <= 0.5
 
 
+def test_what_waits_for_its_rounding_moves() -> None:
+    class Moved(Layer):
+        def forward(self, x: Tensor) -> Tensor:
+            x = ops.dequantize(ops.quantize(x, *X), *X)
+            moved = F.linear(x, ops.dequantize(self.w, *W)).unflatten(1, (3, 1)).transpose(1, 2)
+            return ops.dequantize(ops.quantize(torch.relu(moved), *Y), *Y)
+
+    layer, x = Moved(), (integers().float() - 7) * 0.1
+    assert float((lowered(layer, x)(x) - layer(x)).abs().max()) <= 0.5
+
+
 def test_ops_between_floats_are_declined_by_name() -> None:
     class Missing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -108,6 +119,15 @@ def test_ops_between_floats_are_declined_by_name() -> None:
         qc.quantize(program)
 
 
+def test_weights_in_floats_are_declined() -> None:
+    class Floats(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return ops.dequantize(ops.quantize(super().forward(ops.dequantize(ops.quantize(x, *X), *X)), *Y), *Y)
+
+    with pytest.raises(UnsupportedOpError, match="'linear'.*a scale for each block.*per channel or per tensor"):
+        qc.quantize(qc.capture(Floats(4, 3), (torch.zeros(1, 4),)))
+
+
 def test_scales_are_needed_or_data() -> None:
     program = qc.capture(nn.Linear(3, 2), (torch.zeros(1, 3),))
     with pytest.raises(CalibrationError, match="give calibration_data"):
@@ -115,6 +135,8 @@ def test_scales_are_needed_or_data() -> None:
 
 
 def test_the_form_of_requantizations_may_be_chosen() -> None:
-    forms = {option: lowered(Layer(), torch.zeros(1, 6), options={"lower-integer.requantize": option}).text() for option in ("high", "narrow")}
+    forms = {
+        option: lowered(Layer(), torch.zeros(1, 6), options={"lower-integer.requantize": option}).text() for option in ("high", "narrow")
+    }
     assert 'form="narrow"' in forms["narrow"].replace("'", '"') and 'form="high"' in forms["high"].replace("'", '"')
     assert "form='high'" in lowered(Layer(), torch.zeros(1, 6)).text()
