@@ -16,9 +16,10 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, checker, defs, helper, inliner, shape_inference
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, checker, defs, helper, inliner
 
 from qcompiler.capture.onnx import control_flow, ops, registry
+from qcompiler.capture.onnx.inference import inferred
 from qcompiler.capture.onnx.model import Graph, Input, Model, Node
 from qcompiler.capture.onnx.tensors import to_torch
 from qcompiler.capture.onnx.types import dtype_of
@@ -50,7 +51,7 @@ def load(source: str | Path | ModelProto) -> Model:
         proto = _inlined(proto, opsets)
         opsets = _opsets(proto)
         _check_ops(proto.graph, opsets)
-        proto = _typed(proto)
+        proto = inferred(proto)
         return _model(name, proto, opsets, folder)
     except CaptureError as error:
         error.within(name)
@@ -147,7 +148,7 @@ def _inlined(proto: ModelProto, opsets: Mapping[str, int]) -> ModelProto:
 
 def _prepared(proto: ModelProto, opsets: Mapping[str, int]) -> ModelProto:
     """What the inliner does not find out by itself: types of initializers and of values, attributes that are not given."""
-    prepared = _typed(proto)
+    prepared = inferred(proto)
     known = {value.name for value in (*prepared.graph.value_info, *prepared.graph.input, *prepared.graph.output)}
     for tensor in prepared.graph.initializer:
         if tensor.name not in known:
@@ -171,13 +172,6 @@ def _is_defined_by_others(node: NodeProto, opsets: Mapping[str, int]) -> bool:
     except defs.SchemaError:
         return False
     return bool(schema.has_function or schema.has_context_dependent_function)  # type: ignore[attr-defined]  # not in onnx's stubs
-
-
-def _typed(proto: ModelProto) -> ModelProto:
-    try:
-        return shape_inference.infer_shapes(proto, check_type=True)
-    except Exception as error:  # C++ exceptions of several kinds
-        raise CaptureError(f"types or shapes do not fit: {_one_line(error)}") from error
 
 
 # ---- from protobuf to plain data --------------------------------------------------------------------------------------------------

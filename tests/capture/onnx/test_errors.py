@@ -98,6 +98,12 @@ def test_external_data_outside_of_the_folder_are_refused(tmp_path: Path, make: M
     _fails(folder / "m.onnx", "outside of the model's folder")
 
 
+def test_a_model_on_which_the_inference_of_shapes_aborts(make: Make) -> None:
+    """An assertion in C++ ends a process, but not this one."""
+    split = helper.make_node("Split", ["x"], ["a", "b"], "split", axis=1, num_outputs=1)
+    _fails(make([split, helper.make_node("Add", ["a", "b"], ["y"], "sum")], X, Y), "types or shapes do not fit")
+
+
 def test_open_sizes_need_a_maximum(make: Make) -> None:
     model = make([helper.make_node("Relu", ["x"], ["y"], "relu")], {"x": ["N", "length"]}, {"y": ["N", "length"]})
     _fails(model, r"input 'x' leaves its dimension 1 \('length'\) open.*dynamic_shapes=\{'x': \{1: number\}\}.*Dim\('length'")

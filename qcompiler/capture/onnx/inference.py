@@ -1,0 +1,66 @@
+"""Types and shapes of a model's values by ``onnx.shape_inference``, in a process of its own.
+
+On damaged models its C++ code does not only raise: it may run into an assertion, or out of memory, and take the process along.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+from collections.abc import Callable
+
+from onnx import ModelProto, shape_inference
+
+from qcompiler.errors import CaptureError
+
+_GAVE_TYPES, _RAISED = b"+", b"-"
+
+
+def inferred(proto: ModelProto) -> ModelProto:
+    """The model with the types and shapes that follow from its inputs.
+
+    Raises CaptureError where they do not fit, and where inference itself breaks off.
+    """
+    answer = _in_child(lambda: _infer(proto)) if hasattr(os, "fork") else _infer(proto)
+    kind, content = answer[:1], answer[1:]
+    if kind == _GAVE_TYPES:
+        result: ModelProto = ModelProto.FromString(content)
+        return result
+    reason = content.decode(errors="replace") or "their inference breaks off: the model is damaged"
+    raise CaptureError(f"types or shapes do not fit: {reason}")
+
+
+def _infer(proto: ModelProto) -> bytes:
+    try:
+        typed: bytes = shape_inference.infer_shapes(proto, check_type=True).SerializeToString()
+        return _GAVE_TYPES + typed
+    except Exception as error:  # C++ exceptions of several kinds
+        return _RAISED + " ".join(str(error).split()).encode()
+
+
+def _in_child(work: Callable[[], bytes]) -> bytes:
+    """What ``work`` gives in a forked process; nothing where that process dies."""
+    sys.stdout.flush()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _answer(writer, work)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer: bytes = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return answer if status == 0 else b""
+
+
+def _answer(writer: int, work: Callable[[], bytes]) -> None:
+    """The child's whole life: no handler or buffer of the parent's runs in it."""
+    status = 1
+    try:
+        faulthandler.disable()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what an assertion prints
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(work())
+        status = 0
+    finally:
+        os._exit(status)
