@@ -101,6 +101,19 @@ def test_the_command_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert float((qc.load(tmp_path / "model.qca")(x) - qc.capture(model)(x)).abs().max()) <= 0.02
 
 
+@pytest.mark.parametrize("opset", [13, 21])
+def test_our_own_files_come_back(tmp_path: Path, opset: int) -> None:
+    torch.manual_seed(0)
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)]
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=8), nn.Hardswish(), *pool)
+    x = torch.randn(32, 3, 8, 8)
+    program = qc.quantize(qc.capture(network, (x[:2],)), x, passes="canonicalize,quantize")
+    qc.export_onnx(program, tmp_path / "qdq.onnx", format="qdq", opset=opset)
+    again = qc.capture(tmp_path / "qdq.onnx")
+    assert torch.equal(again(x), program(x))
+    assert torch.equal(qc.quantize(again)(x), qc.quantize(program)(x))
+
+
 @pytest.mark.slow
 def test_vit_has_the_integers_of_onnxruntime(tmp_path: Path, assets: Path) -> None:
     """The first two of its six blocks: the others repeat them."""
