@@ -189,8 +189,13 @@ def _halo(kernel: HaloKernel, target: KernelTarget) -> tirx.PrimFunc:
     row = tirx.Var("row", "int32")
     between = run(activation.origin + used + row * activation.row_stride, activation.row_stride - used)
     rows = [For(row, 0, activation.height - 1, ForKind.SERIAL, piece) for piece in between if activation.height > 1]
-    statement = SeqStmt([*run(0, activation.origin), *rows, *run(last, activation.elements - last)])
+    statement = _sequence([*run(0, activation.origin), *rows, *run(last, activation.elements - last)])
     return tirx.PrimFunc([buffer, *numbers.parameters], numbers.bind(statement))
+
+
+def _sequence(statements: Sequence[tirx.Stmt]) -> tirx.Stmt:
+    """One after the other; TVM has no sequence of one."""
+    return SeqStmt(statements) if len(statements) > 1 else statements[0]
 
 
 def _vector_axis(shape: Sequence[Size], strides: Sequence[Sequence[int]]) -> int | None:
@@ -217,7 +222,7 @@ def _nest(shape: Sequence[int | Expr], axis: int | None, lanes: int, body: Body,
         piece = body([*index[:axis], first + lane if spread else first, *index[axis + 1 :]], width)
         piece = For(lane, 0, width, ForKind.VECTORIZED, piece) if spread else piece
         pieces.append(For(chunk, 0, count, ForKind.SERIAL if outer else kind, piece))
-    statement: tirx.Stmt = SeqStmt(pieces) if len(pieces) > 1 else pieces[0]
+    statement = _sequence(pieces)
     for position in reversed(outer):
         statement = For(index[position], 0, shape[position], kind if position == outer[0] else ForKind.SERIAL, statement)
     return statement

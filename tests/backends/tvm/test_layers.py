@@ -87,6 +87,9 @@ CASES: dict[str, Callable[[Any], fx.Node]] = {
     "two_readers": _two_readers,
     "of_concatenation": lambda p: _requantized(p, p.call("aten.cat", [p.images, p.images], 1), 8, (3, 3), (1, 1), (1, 1, 1, 1)),
     "of_slice": lambda p: _requantized(p, p.call("aten.slice:Tensor", p.images, 2, 1, 9, 1), 8, (3, 3), (1, 1), (1, 1, 1, 1)),
+    "one_row_padded_at_one_end": lambda p: _requantized(
+        p, p.call("aten.slice:Tensor", p.images, 2, 0, 1, 1), 8, (1, 3), (1, 1), (0, 0, 2, 0), pad_value=9
+    ),
     "linear": lambda p: _linear(p, p.rows, 31),
     "linear_accumulator": lambda p: p.linear(p.rows, 16)[0],
     "linear_residual": _linear_residual,
