@@ -60,9 +60,7 @@ def test_a_norm_that_a_sum_and_a_layer_read_has_both() -> None:
 
 
 def test_moves_pass_the_width_on_and_rows_that_go_to_a_layer_alone_are_narrow() -> None:
-    program, groups = grouped(
-        lambda m, x: m.norm((m.first(x) + x).flip(1)) @ m.second(x[:, 1:3]).transpose(1, 2)
-    )
+    program, groups = grouped(lambda m, x: m.norm((m.first(x) + x).flip(1)) @ m.second(x[:, 1:3]).transpose(1, 2))
     (moved,) = [node for node in groups.wide if node.op == "call_function" and node.args[0].name == "add"]
     assert groups.wide[moved].name == "add" and moved not in groups.narrow
     (rows,) = [node for node in program.graph.nodes if str(node.target) == "aten.slice.Tensor" and node is not moved]
