@@ -31,7 +31,7 @@ def inferred(proto: ModelProto) -> ModelProto:
     if kind == _GAVE_TYPES:
         result: ModelProto = ModelProto.FromString(content)
         return result
-    reason = content.decode(errors="replace") or "their inference breaks off: the model is damaged"
+    reason = content.decode(errors="replace") or "to infer them takes more time or memory than a sound model does"
     raise CaptureError(f"types or shapes do not fit: {reason}")
 
 
@@ -40,7 +40,8 @@ def _infer(proto: ModelProto) -> bytes:
         typed: bytes = shape_inference.infer_shapes(proto, check_type=True).SerializeToString()
         return _GAVE_TYPES + typed
     except Exception as error:  # C++ exceptions of several kinds
-        return _RAISED + " ".join(str(error).split()).encode()
+        text = " ".join(str(error).split())
+        return _RAISED + (b"" if "bad_alloc" in text else text.encode())
 
 
 def _in_child(work: Callable[[], bytes], size: int) -> bytes:
