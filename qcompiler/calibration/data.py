@@ -74,7 +74,7 @@ class CalibrationData:
             group, inputs = (str(item.group), item.inputs) if isinstance(item, Labelled) else ("", item)
             batch = self._check(position, inputs)
             if self._samples is None:
-                self._samples = _first_samples(batch)
+                self._samples = _first_samples(batch, self._inputs)
             yield group, batch
         if position < 0:
             raise CalibrationError(_EMPTY)
@@ -88,7 +88,7 @@ class CalibrationData:
                 raise CalibrationError(_EMPTY)
             if isinstance(self._source, Iterator):
                 self._source, self._used_up = itertools.chain([first], items), False
-            self._samples = _first_samples(self._check(0, first.inputs if isinstance(first, Labelled) else first))
+            self._samples = _first_samples(self._check(0, first.inputs if isinstance(first, Labelled) else first), self._inputs)
         return self._samples
 
     def _items(self) -> Iterator[object]:
@@ -129,9 +129,12 @@ def _check_value(position: int, spec: ValueSpec, value: object) -> torch.Tensor:
     return tensor
 
 
-def _first_samples(batch: tuple[torch.Tensor, ...]) -> Samples:
-    count = min(_KEPT_SAMPLES, *(value.shape[0] if value.dim() else 1 for value in batch))
-    return tuple(tuple(value[i : i + 1].clone() if value.dim() else value for value in batch) for i in range(count))
+def _first_samples(batch: tuple[torch.Tensor, ...], inputs: Sequence[ValueSpec]) -> Samples:
+    """Batches of one; what has no batch dimension belongs to each of them, and alone is one sample."""
+    batched = [spec.shape[:1] == (None,) for spec in inputs]
+    sizes = [value.shape[0] for value, cut in zip(batch, batched, strict=True) if cut]
+    count = min([_KEPT_SAMPLES, *sizes]) if sizes else 1
+    return tuple(tuple(value[i : i + 1].clone() if cut else value for value, cut in zip(batch, batched, strict=True)) for i in range(count))
 
 
 def open_data(address: str, inputs: Sequence[ValueSpec]) -> DataSource:

@@ -58,6 +58,15 @@ def test_samples_are_the_first_ones_of_batch_one() -> None:
     assert all(image.shape == (1, 3, 4, 4) for (image,) in samples)
 
 
+def test_an_input_without_a_batch_stays_whole() -> None:
+    state = ValueSpec("state", torch.float32, (2, 1, 8))
+    fixed = ValueSpec("image", torch.float32, (1, 3, 4, 4))
+    (sample,) = CalibrationData([(torch.zeros(1, 3, 4, 4), torch.ones(2, 1, 8))], (fixed, state)).samples()
+    assert [tuple(value.shape) for value in sample] == [(1, 3, 4, 4), (2, 1, 8)]
+    samples = CalibrationData([(torch.zeros(3, 3, 4, 4), torch.ones(2, 1, 8))], (IMAGE, state)).samples()
+    assert [tuple(value.shape) for sample in samples for value in sample] == [(1, 3, 4, 4), (2, 1, 8)] * 3
+
+
 def not_finite(value: float) -> torch.Tensor:
     bad = torch.zeros(2, 3, 4, 4)
     bad[1, 0, 2, 3] = value
