@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from qcompiler.api import Module
     from qcompiler.calibration.data import DataSource
+    from qcompiler.capture.dynamic import DynamicShapes
     from qcompiler.ir.program import Program, ValueSpec
     from qcompiler.ir.types import Stage
     from qcompiler.pipeline.instruments import Instrument
@@ -38,6 +40,16 @@ app = typer.Typer(
 
 Artifact = Annotated[Path, typer.Argument(metavar="FILE.qca", help="a compiled artifact")]
 Threads = Annotated[int | None, typer.Option(min=1, help="threads a call uses (default: all that this process may run on)")]
+
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="INPUT[DIM]=SIZE",
+        help="an open size of an input: 128 (ONNX files), 1..128, or sequence:1..128 for several; may be repeated",
+    ),
+]
+FixedBatch = Annotated[bool, typer.Option("--fixed-batch", help="dimension 0 of the inputs is no batch of independent samples")]
+_SIZE = re.compile(r"(.+)\[(\d+)\]=(?:(\w+):(?=\d+\.\.))?(\d+)(?:\.\.(\d+))?")
 
 _GLOBAL_FLAGS = ("--traceback", "--verbose")
 
@@ -93,6 +105,8 @@ def compile_command(
     allow_float: Annotated[
         list[str] | None, typer.Option(metavar="OP", help="an op that may stay in float, as aten.sin.default; may be repeated")
     ] = None,
+    size: Sizes = None,
+    fixed_batch: FixedBatch = False,
     target: Annotated[str, typer.Option(help="see 'qcompiler targets'")] = "native",
     dump_ir: Annotated[Path | None, typer.Option(metavar="DIR", help="write the graph after every pass")] = None,
     sqnr: Annotated[bool, typer.Option("--sqnr", help="measure what each pass loses, on a few calibration samples")] = False,
@@ -110,7 +124,7 @@ def compile_command(
 
     progress = progress_for(sys.stderr) if sys.stderr.isatty() else progress_for(sys.stdout)
     with _quiet_libraries(context.obj["verbose"]):
-        program = _capture(model, calibration, tuple(allow_float or ()))
+        program = _capture(model, calibration, allow_float, size, fixed_batch)
     if calibration is None and program.stage is Stage.FLOAT:
         raise CalibrationError(f"the model is at stage {program.stage.value}: give --calibration DATA to quantize it")
     if calibration is None and sqnr:
@@ -152,6 +166,8 @@ def export(
     allow_float: Annotated[
         list[str] | None, typer.Option(metavar="OP", help="an op that may stay in float, as aten.sin.default; may be repeated")
     ] = None,
+    size: Sizes = None,
+    fixed_batch: FixedBatch = False,
 ) -> None:
     """Write a model as an ONNX file: integers only, quantized for other runtimes, or float."""
     options = dict(_key_and_value(item) for item in option or ())
@@ -167,7 +183,7 @@ def export(
         program = api.open_artifact(model).program
     else:
         with _quiet_libraries(context.obj["verbose"]):
-            program = _capture(model, calibration, tuple(allow_float or ()))
+            program = _capture(model, calibration, allow_float, size, fixed_batch)
         program = _at_stage(program, exporter.stage(format), calibration, recipe, options, allow_float or ())
     api.export_onnx(program, output, format, opset)
     typer.echo(f"{output}: {output.stat().st_size / 1e6:.2f} MB, format {format}")
@@ -349,19 +365,41 @@ def _at_stage(
     return api.quantize(program, open_data(calibration, program.inputs), passes=chosen, allow_float=allow_float)
 
 
-def _capture(model: str, calibration: str | None, allow_float: tuple[str, ...] = ()) -> Program:
+def _capture(
+    model: str, calibration: str | None, allow_float: Sequence[str] | None, sizes: Sequence[str] | None, fixed_batch: bool
+) -> Program:
     from qcompiler import api
     from qcompiler.ir.program import Program
 
+    how: dict[str, Any] = {
+        "dynamic_batch": not fixed_batch,
+        "dynamic_shapes": _dynamic_shapes(sizes or ()),
+        "allow_float": tuple(allow_float or ()),
+    }
     if ":" not in model:
-        return api.capture(model, allow_float=allow_float)
+        return api.capture(model, **how)
     made = _make_model(model)
     if isinstance(made, Program):
         return made
     module, example = made if isinstance(made, tuple) else (made, None)
     if example is None and calibration is not None:
         example = _first_input(calibration)
-    return api.capture(module, example, allow_float=allow_float)
+    return api.capture(module, example, **how)
+
+
+def _dynamic_shapes(items: Sequence[str]) -> DynamicShapes:
+    """``ids[1]=128``, ``ids[1]=1..128`` or ``ids[1]=sequence:1..128``: inputs whose sizes have one name are equal in it."""
+    from qcompiler.ir.types import DynamicSize
+
+    shapes: dict[str | int, dict[int, Any]] = {}
+    for item in items:
+        found = _SIZE.fullmatch(item)
+        if found is None:
+            raise typer.BadParameter(f"--size takes INPUT[DIM]=NUMBER or INPUT[DIM]=[NAME:]MIN..MAX, got '{item}'")
+        name, dim, symbol, low, high = found.groups()
+        size = int(low) if high is None else DynamicSize(symbol or f"{name}_{dim}", int(low), int(high))
+        shapes.setdefault(name, {})[int(dim)] = size
+    return shapes
 
 
 def _make_model(address: str) -> Any:

@@ -122,6 +122,25 @@ def test_from_model_to_artifact_and_back(folder: Path, command: Command) -> None
         assert cut.status == 1 and len(cut.err.splitlines()) == 1 and cut.err.startswith("error: ")
 
 
+def test_open_sizes_of_an_onnx_file(command: Command, folder: Path) -> None:
+    helper = pytest.importorskip("onnx.helper")
+    x, y = (helper.make_tensor_value_info(name, 1, ["N", "length", 4]) for name in "xy")
+    weight = helper.make_tensor("w", 1, [4, 4], np.linspace(-1, 1, 16).tolist())
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"], "product"), helper.make_node("Relu", ["p"], ["y"], "relu")]
+    graph = helper.make_graph(nodes, "rows", [x], [y], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    (folder / "rows.onnx").write_bytes(model.SerializeToString())
+    np.savez(folder / "rows.npz", np.random.default_rng(0).standard_normal((8, 6, 4)).astype(np.float32))
+    given = ("compile", "rows.onnx", "--calibration", "rows.npz", "-o", "rows.qca", "--target", "reference")
+    asked = command(*given)
+    assert asked.status == 1 and "input 'x' leaves its dimension 1 ('length') open" in asked.err
+    for size, shown in (("x[1]=6", "6, 4"), ("x[1]=1..8", "x_1 (1 to 8), 4"), ("x[1]=words:2..8", "words (2 to 8), 4")):
+        assert command(*given, "--size", size).status == 0
+        assert shown in command("inspect", "rows.qca").out
+    wrong = command(*given, "--size", "x=7")
+    assert wrong.status == 2 and "--size takes INPUT[DIM]=NUMBER" in wrong.err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

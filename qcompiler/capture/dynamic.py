@@ -16,8 +16,8 @@ BATCH_NAME = "batch"
 # torch.export takes the sizes 0 and 1 for constants.
 _SMALLEST_EXAMPLE = 2
 
-# By input (its name in ``forward``, or its position) and dimension.
-DynamicShapes = Mapping[str | int, Mapping[int, DynamicSize | Dim]]
+# By input (its name in ``forward``, or its position) and dimension; a number where an ONNX file leaves a size open that is to have it.
+DynamicShapes = Mapping[str | int, Mapping[int, DynamicSize | Dim | int]]
 # The same by dimension, for each input in order.
 Resolved = tuple[Mapping[int, DynamicSize], ...]
 
@@ -41,6 +41,8 @@ def resolve(model: nn.Module, inputs: Sequence[torch.Tensor], shapes: DynamicSha
                 raise CaptureError(f"dynamic_shapes names dimension {dim} of the input {key!r}, which has {rank} dimensions")
             if dim % rank == 0 and dynamic_batch:
                 raise CaptureError(f"dimension 0 of the input {key!r} is the batch: leave it out of dynamic_shapes")
+            if isinstance(size, int):
+                raise CaptureError(f"dimension {dim} of the input {key!r} has the size of the example: leave it out of dynamic_shapes")
             resolved[position][dim % rank] = bounded(size)
     _check_examples(inputs, resolved)
     return tuple(resolved)

@@ -107,7 +107,7 @@ def test_a_model_on_which_the_inference_of_shapes_aborts(make: Make) -> None:
 def test_open_sizes_need_a_maximum(make: Make) -> None:
     model = make([helper.make_node("Relu", ["x"], ["y"], "relu")], {"x": ["N", "length"]}, {"y": ["N", "length"]})
     _fails(model, r"input 'x' leaves its dimension 1 \('length'\) open.*dynamic_shapes=\{'x': \{1: number\}\}.*Dim\('length'")
-    assert capture(model, dynamic_shapes={"x": {1: 7}}).inputs[0].shape == (None, 7)  # type: ignore[dict-item]  # a number too
+    assert capture(model, dynamic_shapes={"x": {1: 7}}).inputs[0].shape == (None, 7)
     length = DynamicSize("length", 1, 16)
     assert capture(model, dynamic_shapes={0: {1: length}}).outputs[0].shape == (None, length)
     _fails(model, "names the input 'z'", dynamic_shapes={"z": {1: 7}})
