@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
+from qcompiler.ir.float_ops import RESHAPE_OPS
 from qcompiler.ir.quantized_constants import QuantizedConstant, parameters, quantized_constant, quantized_type
 from qcompiler.ir.types import QuantizedType, Stage
 from qcompiler.pipeline.contract import Exact
@@ -26,30 +27,20 @@ from qcompiler.pipeline.rewrite import RewritePass, Site
 _aten, _qc = torch.ops.aten, torch.ops.qc
 
 _PADS = frozenset({_aten.constant_pad_nd.default, _aten.pad.default})
-_MOVES = frozenset(
-    {
-        _aten.view.default,
-        _aten._unsafe_view.default,
-        _aten.reshape.default,
-        _aten.flatten.using_ints,
-        _aten.unflatten.int,
-        _aten.squeeze.dim,
-        _aten.squeeze.dims,
-        _aten.unsqueeze.default,
-        _aten.permute.default,
-        _aten.transpose.int,
-        _aten.t.default,
-        _aten.numpy_T.default,
-        _aten.movedim.int,
-        _aten.slice.Tensor,
-        _aten.select.int,
-        _aten.narrow.default,
-        _aten.expand.default,
-        _aten.flip.default,
-        _aten.clone.default,
-        _aten.contiguous.default,
-    }
-)
+_MOVES = RESHAPE_OPS | {
+    _aten.permute.default,
+    _aten.transpose.int,
+    _aten.t.default,
+    _aten.numpy_T.default,
+    _aten.movedim.int,
+    _aten.slice.Tensor,
+    _aten.select.int,
+    _aten.narrow.default,
+    _aten.expand.default,
+    _aten.flip.default,
+    _aten.clone.default,
+    _aten.contiguous.default,
+}
 _OF_INTEGERS = _MOVES | _PADS | {_aten.max_pool2d.default, _aten.amax.default}
 
 

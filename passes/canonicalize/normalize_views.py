@@ -33,6 +33,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
+from qcompiler.ir.float_ops import RESHAPE_OPS
 from qcompiler.ir.types import Stage
 from qcompiler.passes.canonicalize import patterns
 from qcompiler.pipeline.contract import Exact
@@ -40,20 +41,7 @@ from qcompiler.pipeline.rewrite import RewritePass, Site
 
 _aten = torch.ops.aten
 
-# Give their elements in order in another shape.
-RESHAPES = frozenset(
-    {
-        _aten.view.default,
-        _aten._unsafe_view.default,
-        _aten.reshape.default,
-        _aten.flatten.using_ints,
-        _aten.unflatten.int,
-        _aten.squeeze.dim,
-        _aten.squeeze.dims,
-        _aten.unsqueeze.default,
-        _aten.view_as.default,
-    }
-)
+RESHAPES = RESHAPE_OPS | {_aten.view_as.default}
 _PERMUTATIONS = frozenset(
     {
         _aten.permute.default,

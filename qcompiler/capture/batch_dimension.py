@@ -20,25 +20,12 @@ from torch import fx
 
 from qcompiler.capture.constants import size_node
 from qcompiler.ir import edit
-from qcompiler.ir.float_ops import ARITHMETIC_OPS, MASK_OPS, UNARY_OPS
+from qcompiler.ir.float_ops import ARITHMETIC_OPS, MASK_OPS, RESHAPE_OPS, UNARY_OPS
 from qcompiler.ir.sizes import expression
 from qcompiler.ir.stages import QUANTIZATION_OPS
 
 _aten = torch.ops.aten
 
-# Give their elements in order in another shape.
-_VIEWS = frozenset(
-    {
-        _aten.view.default,
-        _aten._unsafe_view.default,
-        _aten.reshape.default,
-        _aten.flatten.using_ints,
-        _aten.unflatten.int,
-        _aten.squeeze.dim,
-        _aten.squeeze.dims,
-        _aten.unsqueeze.default,
-    }
-)
 # Work on each element, or on the last dimensions (how many), and broadcast over the others.
 _BROADCASTS: Mapping[object, int] = {
     **dict.fromkeys(UNARY_OPS | ARITHMETIC_OPS | MASK_OPS, 0),
@@ -187,7 +174,7 @@ class _Separation:
             raise _CannotSeparateError
         if getattr(node.target, "__name__", "") == "getitem":
             layout = self._inherited(node, position)
-        elif node.target in _VIEWS:
+        elif node.target in RESHAPE_OPS:
             layout = self._view(node, position)
         elif edit.is_call(node, _aten.permute.default, _aten.transpose.int):
             layout = self._permute(node)

@@ -27,6 +27,7 @@ from torch import fx
 
 from qcompiler.errors import CaptureError
 from qcompiler.ir.edit import argument
+from qcompiler.ir.float_ops import RESHAPE_OPS
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
 from qcompiler.ir.sizes import expression, symbols_of
@@ -45,20 +46,7 @@ _WORKS_ALONG: Mapping[object, str] = {
 }
 
 # Ops that only move data, or convert it element by element, and may therefore have the batch in a dimension other than 0.
-_VIEWS = frozenset(
-    {
-        _aten.view.default,
-        _aten._unsafe_view.default,
-        _aten.reshape.default,
-        _aten.flatten.using_ints,
-        _aten.unflatten.int,
-        _aten.unsqueeze.default,
-        _aten.squeeze.dim,
-        _aten.squeeze.dims,
-        _aten.clone.default,
-        _aten.contiguous.default,
-    }
-)
+_VIEWS = RESHAPE_OPS | {_aten.clone.default, _aten.contiguous.default}
 _MOVES = frozenset(
     {
         _aten.permute.default,

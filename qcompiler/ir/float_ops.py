@@ -105,6 +105,20 @@ MASK_OPS: frozenset[Callable[..., Any]] = COMPARISON_OPS | {
 INDEX_OPS: frozenset[Callable[..., Any]] = frozenset({_aten.embedding.default, _aten.argmax.default})
 CAST_OPS: frozenset[Callable[..., Any]] = frozenset({_aten.to.dtype})
 
+# Give their elements in order in another shape.
+RESHAPE_OPS: frozenset[Callable[..., Any]] = frozenset(
+    {
+        _aten.view.default,
+        _aten._unsafe_view.default,
+        _aten.reshape.default,
+        _aten.flatten.using_ints,
+        _aten.unflatten.int,
+        _aten.squeeze.dim,
+        _aten.squeeze.dims,
+        _aten.unsqueeze.default,
+    }
+)
+
 MOVEMENT_OPS: frozenset[Callable[..., Any]] = frozenset(
     {
         _aten.reshape.default,
