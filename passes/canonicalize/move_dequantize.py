@@ -19,7 +19,7 @@ from torch import fx
 
 from qcompiler.ir import edit
 from qcompiler.ir.float_ops import RESHAPE_OPS
-from qcompiler.ir.quantized_constants import QuantizedConstant, parameters, quantized_constant, quantized_type
+from qcompiler.ir.quantized_constants import QuantizedConstant, quantized_constant, quantized_type
 from qcompiler.ir.types import QuantizedType, Stage
 from qcompiler.pipeline.contract import Exact
 from qcompiler.pipeline.rewrite import RewritePass, Site
@@ -139,7 +139,7 @@ def _move_constant(site: Site, node: fx.Node) -> None:
     quantized = _moved_type(node, constant)
     assert quantized is not None  # check asked for it
     integers = site.constant(node.name, _applied(node, constant.integers).contiguous())
-    site.replace(site.call(_qc.dequantize.default, integers, *parameters(quantized)))
+    site.replace(site.call(_qc.dequantize.default, integers, *quantized.arguments))
 
 
 def _moved_type(node: fx.Node, constant: QuantizedConstant) -> QuantizedType | None:

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
-from qcompiler.ir.quantized_constants import parameters, quantized_type
+from qcompiler.ir.quantized_constants import quantized_type
 from qcompiler.ir.types import INT16, IntegerType, QuantizedType, Stage
 from qcompiler.pipeline.contract import Exact
 from qcompiler.pipeline.rewrite import RewritePass, Site
@@ -44,7 +44,7 @@ class SignSixteenBits(RewritePass[fx.Node]):
     def rewrite(self, graph_module: fx.GraphModule, match: fx.Node) -> None:
         site, found = Site(graph_module, match, self.name), quantized_type(match)
         zero_points = tuple(zero_point - _HALF for zero_point in found.zero_point)
-        signed = parameters(QuantizedType(INT16, found.scale, zero_points, found.axis))
+        signed = QuantizedType(INT16, found.scale, zero_points, found.axis).arguments
         quantized = site.call(_qc.quantize.default, match.args[0], *signed)
         for user in edit.users_of(match):
             other = Site(graph_module, user, self.name)

@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
-from qcompiler.ir.quantized_constants import QuantizedConstant, parameters, quantized_constant
+from qcompiler.ir.quantized_constants import QuantizedConstant, quantized_constant
 from qcompiler.ir.types import INT8, QuantizedType, Stage
 from qcompiler.pipeline.contract import Equivalent
 from qcompiler.pipeline.rewrite import RewritePass, Site
@@ -62,7 +62,7 @@ class WeightsToInt8(RewritePass[tuple[fx.Node, QuantizedConstant]]):
         site, parts = Site(graph_module, node, self.name), _parts(weight.centred)
         integers = site.constant(f"{weight.node.name}_int8", torch.cat(parts, 1).to(torch.int8))
         quantized = QuantizedType(INT8, weight.quantized.scale, (0,), weight.quantized.axis)
-        edit.set_argument(node, "weight", site.call(_qc.dequantize.default, integers, *parameters(quantized)))
+        edit.set_argument(node, "weight", site.call(_qc.dequantize.default, integers, *quantized.arguments))
         if len(parts) == 1:
             return None
         source = node.args[0]

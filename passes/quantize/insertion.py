@@ -52,9 +52,7 @@ def replace_operand(user: fx.Node, constant: fx.Node, integers: QuantizedConstan
 
 
 def _insert(target: edit.Target, x: fx.Node, quantized: QuantizedType, before: fx.Node, name: str, made_by: str) -> fx.Node:
-    axis = -1 if quantized.axis is None else quantized.axis
-    parameters = (list(quantized.scale), list(quantized.zero_point), axis, quantized.integer.bits, quantized.integer.signed)
-    node = edit.insert_call(x.graph, target, (x, *parameters), before=before, name=name, provenance_from=[x], made_by=made_by)
+    node = edit.insert_call(x.graph, target, (x, *quantized.arguments), before=before, name=name, provenance_from=[x], made_by=made_by)
     node.meta["quantized"] = quantized
     return node
 

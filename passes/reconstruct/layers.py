@@ -13,7 +13,8 @@ from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
-from qcompiler.ir.types import IntegerType, QuantizedType
+from qcompiler.ir.quantized_constants import quantized_type
+from qcompiler.ir.types import QuantizedType
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
 
@@ -101,19 +102,13 @@ def _layer(node: fx.Node, original: fx.Node | None) -> QuantizedLayer | str:
         return f"its weight is shared by {len(weight.users)} layers"
     if original is None or original.target is not node.target:
         return "the float program has no layer of its name"
-    kind, values = kind_of(weight), edit.constant_value(argument(original, "weight"))
+    kind, values = quantized_type(weight), edit.constant_value(argument(original, "weight"))
     if values is None or values.shape != integers.shape:
         return "the float program's weight has another shape"
     if any(kind.zero_point):
         return "its weight has a zero point"
     own_bias = bias if isinstance(bias, fx.Node) and bias.op == "get_attr" and len(bias.users) == 1 else None
     return QuantizedLayer(node, source, weight, own_bias, integers, kind, values, edit.constant_value(own_bias))
-
-
-def kind_of(dequantize: fx.Node) -> QuantizedType:
-    """What a dequantize says about the integers that it reads."""
-    scale, zero_point, axis, bits, signed = (argument(dequantize, name) for name in ("scale", "zero_point", "axis", "bits", "signed"))
-    return QuantizedType(IntegerType(bits, signed), tuple(scale), tuple(zero_point), None if axis < 0 else axis)
 
 
 def dequantized(layer: QuantizedLayer, change: LayerChange) -> Iterator[tuple[fx.Node, Tensor]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
 from qcompiler import arithmetic
-from qcompiler.ir.types import IntegerType, QuantizedType
+from qcompiler.ir.types import QuantizedType
 
 _qc = torch.ops.qc
 
@@ -38,7 +38,7 @@ def quantize(
     x: Tensor, scale: Sequence[float], zero_point: Sequence[int], axis: int, bits: int, signed: bool, dropping: Dropping | None = None
 ) -> Tensor:
     """The integers of ``qc.quantize`` as float32."""
-    kind = _kind(scale, zero_point, axis, bits, signed)
+    kind = QuantizedType.from_arguments(scale, zero_point, axis, bits, signed)
     integers = arithmetic.quantize(x.detach(), kind).to(torch.float32)
     dropped = dropping is not None and bits <= _DROPPED_BITS
     if not (x.requires_grad or dropped):
@@ -53,7 +53,7 @@ def quantize(
 
 def dequantize(x: Tensor, scale: Sequence[float], zero_point: Sequence[int], axis: int, bits: int, signed: bool) -> Tensor:
     """As ``qc.dequantize``, also of integers that are held in float32."""
-    kind = _kind(scale, zero_point, axis, bits, signed)
+    kind = QuantizedType.from_arguments(scale, zero_point, axis, bits, signed)
     if not x.is_floating_point():
         return arithmetic.dequantize(x, kind)
     factor, offset = _broadcast(x, kind)
@@ -82,10 +82,6 @@ TWINS: dict[Any, Callable[..., Tensor]] = {
     for twin in (quantize, dequantize, encode, decode, l2_normalize)
     if hasattr(_qc, twin.__name__)
 }
-
-
-def _kind(scale: Sequence[float], zero_point: Sequence[int], axis: int, bits: int, signed: bool) -> QuantizedType:
-    return QuantizedType(IntegerType(bits, signed), tuple(scale), tuple(zero_point), None if axis < 0 else axis)
 
 
 def _broadcast(x: Tensor, kind: QuantizedType) -> tuple[Tensor, Tensor]:

@@ -58,16 +58,12 @@ _MOST_BOUNDARIES = 255
 _BLOCK = 1 << 18  # elements: 2 MiB of int64
 
 
-def _quantized_type(scale: Sequence[float], zero_point: Sequence[int], axis: int, bits: int, signed: bool) -> QuantizedType:
-    return QuantizedType(IntegerType(bits, signed), tuple(scale), tuple(zero_point), None if axis < 0 else axis)
-
-
 def _storage(bits: int, signed: bool) -> torch.dtype:
     return IntegerType(bits, signed).dtype
 
 
 def _quantize(x: Tensor, scale: list[float], zero_point: list[int], axis: int, bits: int, signed: bool) -> Tensor:
-    return arithmetic.quantize(x, _quantized_type(scale, zero_point, axis, bits, signed))
+    return arithmetic.quantize(x, QuantizedType.from_arguments(scale, zero_point, axis, bits, signed))
 
 
 def _quantize_fake(x: Tensor, scale: list[float], zero_point: list[int], axis: int, bits: int, signed: bool) -> Tensor:
@@ -75,7 +71,7 @@ def _quantize_fake(x: Tensor, scale: list[float], zero_point: list[int], axis: i
 
 
 def _dequantize(x: Tensor, scale: list[float], zero_point: list[int], axis: int, bits: int, signed: bool) -> Tensor:
-    return arithmetic.dequantize(x, _quantized_type(scale, zero_point, axis, bits, signed))
+    return arithmetic.dequantize(x, QuantizedType.from_arguments(scale, zero_point, axis, bits, signed))
 
 
 def _dequantize_fake(x: Tensor, scale: list[float], zero_point: list[int], axis: int, bits: int, signed: bool) -> Tensor:

@@ -8,9 +8,11 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
-from qcompiler.ir.types import IntegerType, QuantizedType
+from qcompiler.ir.types import QuantizedType
 
 _qc = torch.ops.qc
+
+_PARAMETERS = ("scale", "zero_point", "axis", "bits", "signed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +43,7 @@ class QuantizedConstant:
 
 def quantized_type(node: fx.Node) -> QuantizedType:
     """The type that a ``qc.quantize`` or ``qc.dequantize`` states."""
-    scale, zero_point, axis, bits, signed = node.args[1:]
-    integer = IntegerType(bits, signed)  # type: ignore[arg-type]  # the op's schema
-    return QuantizedType(integer, tuple(scale), tuple(zero_point), None if axis < 0 else axis)  # type: ignore[arg-type,operator]  # as above
-
-
-def parameters(quantized: QuantizedType) -> tuple[list[float], list[int], int, int, bool]:
-    """The type as ``qc.quantize`` and ``qc.dequantize`` take it after the tensor."""
-    axis = -1 if quantized.axis is None else quantized.axis
-    return list(quantized.scale), list(quantized.zero_point), axis, quantized.integer.bits, quantized.integer.signed
+    return QuantizedType.from_arguments(*(edit.argument(node, name) for name in _PARAMETERS))
 
 
 def quantized_constant(node: object) -> QuantizedConstant | None:

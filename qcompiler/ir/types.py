@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,6 +90,16 @@ class QuantizedType:
             raise VerificationError(f"{len(self.scale)} scales but {len(self.zero_point)} zero points")
         if (self.axis is None) != (len(self.scale) == 1) and self.axis is None:
             raise VerificationError(f"{len(self.scale)} scales need an axis")
+
+    @classmethod
+    def from_arguments(cls, scale: Sequence[float], zero_point: Sequence[int], axis: int, bits: int, signed: bool) -> QuantizedType:
+        """The type that ``qc::quantize`` and ``qc::dequantize`` state after their tensor; axis -1: per tensor."""
+        return cls(IntegerType(bits, signed), tuple(scale), tuple(zero_point), None if axis < 0 else axis)
+
+    @property
+    def arguments(self) -> tuple[list[float], list[int], int, int, bool]:
+        """What these ops take after their tensor."""
+        return list(self.scale), list(self.zero_point), -1 if self.axis is None else self.axis, self.integer.bits, self.integer.signed
 
     @property
     def per_channel(self) -> bool:

@@ -69,3 +69,8 @@ def test_a_precision_says_which_widths_there_are(bits: dict[str, int]) -> None:
     with pytest.raises(VerificationError, match=r"use 2\.\."):
         Precision(**bits)
     assert Precision(weight=4) == Precision(4, None)
+
+
+@pytest.mark.parametrize("quantized", [QuantizedType(UINT8, (0.5,), (3,)), QuantizedType(INT8, (0.5, 0.25), (0,), 1)])
+def test_the_arguments_of_quantize_say_the_whole_type(quantized: QuantizedType) -> None:
+    assert QuantizedType.from_arguments(*quantized.arguments) == quantized

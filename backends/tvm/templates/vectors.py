@@ -141,11 +141,6 @@ def clamp(vector: Expr, low: Expr, high: Expr) -> Expr:
     return T.Bind(T.max(T.min(vector, e.constant(high, kind, count)), e.constant(low, kind, count)))
 
 
-def clamp_to(vector: Expr, low: int, high: int, dtype: str) -> Expr:
-    """Clamped, and converted to a type that holds the bounds."""
-    return e.cast(clamp(vector, low, high), dtype)
-
-
 def splat(scalar: Expr, count: int) -> Expr:
     """The scalar in all lanes."""
     return T.Bind(T.Broadcast(scalar, count))

@@ -26,7 +26,7 @@ import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
 from qcompiler.capture.onnx import registry
 from qcompiler.capture.onnx.call import Call, Value
 from qcompiler.capture.onnx.model import ElementType
-from qcompiler.ir.types import IntegerType
+from qcompiler.ir.types import IntegerType, QuantizedType
 
 _qc = torch.ops.qc
 
@@ -90,8 +90,8 @@ class Quantization:
     def arguments(self) -> tuple[list[float], list[int], int, int, bool]:
         """What ``qc.quantize`` and ``qc.dequantize`` take after the tensor."""
         with _disable_current_modes():
-            scale, zero_point = self.scale.reshape(-1).tolist(), self.zero_point.reshape(-1).tolist()
-        return scale, zero_point, -1 if self.axis is None else self.axis, self.integer.bits, self.integer.signed
+            scale, zero_point = tuple(self.scale.reshape(-1).tolist()), tuple(self.zero_point.reshape(-1).tolist())
+        return QuantizedType(self.integer, scale, zero_point, self.axis).arguments
 
 
 def quantization(call: Call, integer: IntegerType, scale: int, zero_point: int, rank: int, axis: int = 1, block: int = 0) -> Quantization:
