@@ -60,7 +60,7 @@ def softmax(lowering: Lowering, node: fx.Node) -> Value:
         table, constants = arithmetic.softmax_parameters(form, float(x.scale))
     except VerificationError as error:
         raise VerificationError(f"{describe(node)}: {error}") from error
-    own_rounding = form in ("shiftmax", "i-softmax")
+    own_rounding = form in arithmetic.PAPER_FORMS
     entries = None if table is None else lowering.constant(f"{node.name}_exponentials", table)
     keep = None if drop is None else lowering.call(_aten.logical_not.default, drop, name=f"{node.name}_keep")
 

@@ -76,15 +76,15 @@ class LowerInteger(Pass):
 
     def __post_init__(self) -> None:
         known = {
-            "requantization": (self.requantize, REQUANTIZE_OPTIONS),
-            "softmax": (self.softmax, SOFTMAX_FORMS),
-            "activation": (self.activation, ACTIVATION_OPTIONS),
-            "normalization": (self.normalize, NORMALIZE_FORMS),
+            "form of requantization": (self.requantize, REQUANTIZE_OPTIONS),
+            "form of softmax": (self.softmax, SOFTMAX_FORMS),
+            "form of activation": (self.activation, ACTIVATION_OPTIONS),
+            "form of normalization": (self.normalize, NORMALIZE_FORMS),
             "rounding": (self.rounding, ROUNDINGS),
         }
         for what, (form, forms) in known.items():
             if form not in forms:
-                raise UnknownNameError("rounding" if what == "rounding" else f"form of {what}", form, forms)
+                raise UnknownNameError(what, form, forms)
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         result = edit.copy(program)

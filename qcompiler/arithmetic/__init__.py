@@ -32,12 +32,21 @@ from qcompiler.arithmetic.requantize import (
     residual_add,
     saturate,
 )
-from qcompiler.arithmetic.softmax import ROUNDINGS, SOFTMAX_FORMS, exponential_table, softmax, softmax_parameters, softmax_scale
+from qcompiler.arithmetic.softmax import (
+    PAPER_FORMS,
+    ROUNDINGS,
+    SOFTMAX_FORMS,
+    exponential_table,
+    softmax,
+    softmax_parameters,
+    softmax_scale,
+)
 from qcompiler.arithmetic.tables import build_table
 
 __all__ = [
     "NORMALIZE_FORMS",
     "REQUANTIZE",
+    "PAPER_FORMS",
     "ROUNDINGS",
     "SOFTMAX_FORMS",
     "Dyadic",

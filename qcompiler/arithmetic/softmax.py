@@ -32,7 +32,7 @@ __all__ = ["RECIPROCAL_START", "RECIPROCAL_STEPS", "bit_length", "newton_recipro
 
 SOFTMAX_FORMS = ("table", "poly", "shift", "shiftmax", "i-softmax")
 ROUNDINGS = ("nearest", "floor")
-_PAPERS = frozenset({"shiftmax", "i-softmax"})  # round as their papers do
+PAPER_FORMS = frozenset({"shiftmax", "i-softmax"})  # have the scale and the rounding of their papers
 EXPONENT_BITS = 15
 MAXIMUM_ROW = 1 << 16
 TABLE_ENTRIES = 256
@@ -74,7 +74,7 @@ def check_softmax(form: str, table: Tensor | None, constants: Sequence[int], bit
     """The largest result. Raises VerificationError where parameters do not keep every step in int32."""
     if form not in SOFTMAX_FORMS or not 1 <= bits <= 16 or (table is not None) != (form == "table"):
         raise VerificationError(f"no softmax of form '{form}' with {bits} bits and {'a' if table is not None else 'no'} table")
-    if rounding not in ROUNDINGS or (form in _PAPERS and rounding != "nearest"):
+    if rounding not in ROUNDINGS or (form in PAPER_FORMS and rounding != "nearest"):
         raise VerificationError(
             f"no softmax of form '{form}' with rounding '{rounding}': the papers' forms have their own, ours {ROUNDINGS}"
         )
