@@ -206,6 +206,9 @@ def _clamp(w: GraphWriter, call: Call) -> ir.Value:
 
 @_ELEMENTARY.writes("aten.floor_divide.default", "aten.div.Tensor_mode", "aten.div.Scalar_mode")
 def _floor_divide(w: GraphWriter, call: Call) -> ir.Value:
+    mode = call.arguments.get("rounding_mode", "floor")  # floor_divide has none
+    if mode != "floor":
+        raise UnsupportedOpError(f"the reference kernel divides with rounding mode {mode}, which has no exact form in ONNX here")
     return shifts.floor_divide(w, *(_number(w, call[name], call.dtype) for name in ("self", "other")))
 
 
