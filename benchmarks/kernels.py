@@ -30,6 +30,7 @@ from qcompiler.backends.tvm.kernels import (
     ResidualAdd,
     maxima,
 )
+from qcompiler.backends.tvm.sharing import share
 from qcompiler.backends.tvm.target import TARGETS, available
 from qcompiler.backends.tvm.worker import emit
 
@@ -264,13 +265,14 @@ def arrays_of_products(kernel: AttentionKernel | MatrixProductKernel, generator:
 
 
 def prepare(kernel: Any, target: str, folder: Path, number: int) -> Callable[[], object]:
-    """The compiled kernel with all its arguments."""
-    code = codegen.build_object(emit(kernel, TARGETS[target], "kernel"), TARGETS[target], "kernel")
+    """The compiled kernel, as programs share it, with all its arguments."""
+    shared, numbers = share(kernel)
+    code = codegen.build_object(emit(shared, TARGETS[target], "kernel"), TARGETS[target], "kernel")
     library = shared_library(folder, f"kernel{number}", {f"kernel{number}.o": code, "launcher.c": LAUNCHER.encode()})
     generator = np.random.default_rng(0)
     is_convolution = isinstance(kernel, ConvolutionKernel)
-    is_convolution = isinstance(kernel, ConvolutionKernel)
-    kept = [*map(aligned, arrays_of(kernel, target, generator) if is_convolution else arrays_of_products(kernel, generator))]
+    arrays = arrays_of(kernel, target, generator) if is_convolution else arrays_of_products(kernel, generator)
+    kept = [*map(aligned, arrays), *([aligned(np.array(numbers, np.int64))] if numbers else [])]
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in kept]
     return lambda: (library.kernel(*pointers), kept)
 

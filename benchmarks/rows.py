@@ -36,6 +36,7 @@ from qcompiler.backends.tvm.kernels import (
     RowOperation,
     Softmax,
 )
+from qcompiler.backends.tvm.sharing import share
 from qcompiler.backends.tvm.target import TARGETS, available
 
 Kernel = ElementwiseKernel | NormalizationKernel | RowKernel
@@ -169,11 +170,13 @@ def main() -> None:
             for number, (title, (kernel, bound)) in enumerate(KERNELS.items()):
                 if arguments.only not in title:
                     continue
-                code = worker.compile_kernel(kernel, TARGETS[target], "kernel")
+                shared, numbers = share(kernel)
+                code = worker.compile_kernel(shared, TARGETS[target], "kernel")
                 sources = {f"kernel{number}.o": code, "launcher.c": LAUNCHER.encode()}
                 library = shared_library(Path(name), f"kernel{number}", sources, "-lm")
                 kept = [aligned(array) for array in arrays(kernel, np.random.default_rng(0))]
-                pointers = [ctypes.c_void_p(array.ctypes.data) for array in kept]
+                given = [*kept, *([aligned(np.array(numbers, np.int64))] if numbers else [])]
+                pointers = [ctypes.c_void_p(array.ctypes.data) for array in given]
                 best = least_seconds(functools.partial(library.kernel, *pointers), 0.1)
                 moved, elements = sum(array.nbytes for array in kept), prod(extent(kernel))
                 print(f"{title:38}{target:14}{best * 1e6:9.1f}{best * 1e9 / elements:12.3f}{moved / best / 1e9:7.0f}  {bound}", flush=True)
