@@ -88,8 +88,8 @@ class Quantize(Pass):
                 raise CalibrationError(f"quantize: {option} must be 2..{most} bits, got {bits}")
 
     def statistics(self, program: Program) -> Sequence[StatisticRequest]:
-        groups = self._groups(program)
-        allocation = Allocation(program.graph, groups, self._bits())
+        groups = self.value_groups(program)
+        allocation = Allocation(program.graph, groups, self.bits())
         requests = [
             StatisticRequest(node.name, self._observer(allocation.value(node, width).bits), _label(node, width))
             for node, width in _representatives(groups)
@@ -99,8 +99,8 @@ class Quantize(Pass):
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         result = edit.copy(program).replace(stage=Stage.QDQ)
-        groups = self._groups(result)
-        allocation = Allocation(result.graph, groups, self._bits())
+        groups = self.value_groups(result)
+        allocation = Allocation(result.graph, groups, self.bits())
         result = result.replace(inputs=whole_numbers.input_ranges(result, context.statistics))
         codings = coded_values(result, groups, context, self._codings())
         types = self._rounded_types(groups, allocation, context.statistics)
@@ -117,11 +117,13 @@ class Quantize(Pass):
 
     # ---- what the options mean -------------------------------------------------------------------------------------------------
 
-    def _bits(self) -> Bits:
+    def bits(self) -> Bits:
+        """How many bits the options ask for, with those that are left out."""
         score, function, probability = (bits or self.a for bits in (self.score_bits, self.function_bits, self.probability_bits))
         return Bits(self.w, self.a, self.residual_bits, score, function, probability, self.edge_bits, self.symmetric)
 
-    def _groups(self, program: Program) -> ValueGroups:
+    def value_groups(self, program: Program) -> ValueGroups:
+        """Which values these options round."""
         return group_values(program.graph, self.residual_bits > self.a, frozenset(self._islands(program)))
 
     def _islands(self, program: Program) -> tuple[fx.Node, ...]:
@@ -135,7 +137,7 @@ class Quantize(Pass):
     def _codings(self) -> Mapping[object, tuple[str, int]]:
         """Op -> kind and bits of the quantizer with unequal steps for what it gives."""
         chosen = {
-            _aten.softmax.int: (self.probability_quantizer, self._bits().probability),
+            _aten.softmax.int: (self.probability_quantizer, self.bits().probability),
             _aten.gelu.default: (self.activation_quantizer, self.a),
         }
         return {op: (kind, bits) for op, (kind, bits) in chosen.items() if kind != "uniform"}
