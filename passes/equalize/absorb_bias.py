@@ -22,10 +22,10 @@ from torch import fx
 from qcompiler.calibration.statistics import Observation, ObserverSpec, StatisticRequest
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import edit
+from qcompiler.ir.channels import Readers, readers_of
 from qcompiler.ir.layers import CHANNEL_AXIS, as_layer, write_layer
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
-from qcompiler.passes.equalize.channels import Readers, readers_of
 from qcompiler.passes.equalize.migration import Source, left_alone, take_shift_over
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult, Promise
 

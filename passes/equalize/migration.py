@@ -18,10 +18,10 @@ from torch import fx
 
 from qcompiler.calibration.statistics import Observation, ObserverSpec, StatisticRequest
 from qcompiler.ir import edit
+from qcompiler.ir.channels import Readers, readers_of
 from qcompiler.ir.layers import CHANNEL_AXIS, as_layer, write_layer
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import derive, provenance_of
-from qcompiler.passes.equalize.channels import Readers, readers_of
 from qcompiler.pipeline.contract import Pass, PassContext, PassResult
 from qcompiler.pipeline.rewrite import LEFT_ALONE
 

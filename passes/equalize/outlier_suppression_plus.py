@@ -21,9 +21,9 @@ import torch
 
 from qcompiler.calibration.statistics import Observation, ObserverSpec
 from qcompiler.errors import CalibrationError
+from qcompiler.ir.channels import Reader
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
-from qcompiler.passes.equalize.channels import Reader
 from qcompiler.passes.equalize.migration import Affine, MigrationPass, Source, sources_in_order
 from qcompiler.pipeline.contract import Equivalent, Promise
 

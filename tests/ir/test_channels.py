@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from qcompiler.capture import capture
 from qcompiler.ir import edit
+from qcompiler.ir.channels import Readers, readers_of
 from qcompiler.ir.program import Program
-from qcompiler.passes.equalize.channels import Readers, readers_of
 from qcompiler.pipeline.manager import PassManager
 from qcompiler.pipeline.text import parse_pipeline
 
