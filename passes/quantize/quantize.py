@@ -126,6 +126,11 @@ class Quantize(Pass):
         """Which values these options round."""
         return group_values(program.graph, self.residual_bits > self.a, frozenset(self._islands(program)))
 
+    def coded_bits(self, value: fx.Node) -> int | None:
+        """Bits of a value that is rounded to levels with unequal steps; None for any other."""
+        kind_and_bits = self._codings().get(value.target)
+        return kind_and_bits[1] if kind_and_bits is not None else None
+
     def _islands(self, program: Program) -> tuple[fx.Node, ...]:
         """The calls that the user wants in float: named here, or known from capture."""
         return tuple(
