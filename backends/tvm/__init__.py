@@ -39,6 +39,7 @@ class TvmBackend:
         notes = (
             f"{len(plan.body)} steps, {kernels} distinct kernels",
             f"arena {plan.arena_size} bytes, parameters {plan.parameters_size} bytes",
+            *plan.packed_weights(),
         )
         return CompiledProgram(resolved.name, {LIBRARY: library, PLAN: dumps(plan)}, notes)
 

@@ -138,7 +138,8 @@ class ConvolutionKernel:
     the origin, inside the halo. ``epilogue`` None stores the int32 accumulators. ``groups`` is 1, ``input.channels`` (depthwise,
     with one or more outputs a channel) or anything between. A linear layer over M rows is a 1x1 convolution of height 1, width M;
     ``rows``: how many of the rows count, where that is known at run time only (at most M). Inputs of a linear layer may have 16 bits
-    (zero point 0).
+    (zero point 0). ``weight_bits``: 8, or 4 or 2 where the kernel reads weights of so few bits that share bytes
+    (``layout.weight_bits`` chooses).
     """
 
     input: Activation
@@ -151,6 +152,7 @@ class ConvolutionKernel:
     epilogue: Requantization | ResidualAdd | None
     table: bool = False
     rows: Extent | None = None
+    weight_bits: int = 8
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from qcompiler.backends.tvm.templates.layout import (
     depthwise_layout,
     epilogue_parameters,
     is_depthwise,
+    is_packed,
     matrix_layout,
     panel_vectors,
     uses_winograd,
@@ -68,7 +69,7 @@ def _input_offset(kernel: ConvolutionKernel, target: str) -> int:
     is_signed = kernel.input.dtype == "int8"
     if uses_winograd(kernel, target):
         return 0 if is_signed else -_SIGN_OFFSET
-    takes_both = target == "x86-64-v3" or (target == "x86-64-amx" and not is_depthwise(kernel))
+    takes_both = target == "x86-64-v3" or (target == "x86-64-amx" and not is_depthwise(kernel) and not is_packed(kernel))
     return _SIGN_OFFSET if is_signed and not takes_both else 0
 
 
@@ -103,7 +104,8 @@ def _lanes(chunks: tuple[Chunk, ...], order: str) -> Integers:
 def _matrix_weights(layout: MatrixLayout, vectors: int, weight: NDArray[np.int8], channels: Integers) -> Array:
     """[panel][kernel row][run][step][vector][lane][4]; AVX2 splits the four into even and odd, AMX gathers steps to tiles of 16 rows.
 
-    Where inputs have 16 bits, 2 of them in place of 4.
+    Where inputs have 16 bits, 2 of them in place of 4. Weights of fewer bits: [steps whose weights share memory] in place of step, and
+    the vectors of their dot products, the first one lowest, in one.
     """
     dense = _runs(layout, weight)
     rows = np.concatenate([dense, np.zeros((1, dense.shape[1]), np.int8)])[channels]
@@ -112,7 +114,8 @@ def _matrix_weights(layout: MatrixLayout, vectors: int, weight: NDArray[np.int8]
     parts = []
     for group, first, count in _panels(layout, vectors):
         start = group * layout.vectors + first // lanes
-        parts.append(_instruction_order(layout, by_vector[start : start + -(-count // lanes)]).reshape(-1))
+        ordered = _instruction_order(layout, by_vector[start : start + -(-count // lanes)])
+        parts.append((ordered if layout.planes == 1 else _joined_planes(layout, ordered)).reshape(-1))
     return np.ascontiguousarray(np.concatenate(parts).astype(layout.weights.dtype))
 
 
@@ -125,6 +128,17 @@ def _instruction_order(layout: MatrixLayout, panel: NDArray[np.int8]) -> NDArray
     return panel.transpose(2, 0, 1, 3)
 
 
+def _joined_planes(layout: MatrixLayout, ordered: NDArray[np.int8]) -> Array:
+    """[step][vector][...] to [steps together][vector][...]: dot product p of a round in bits ``p * stored_bits`` and up."""
+    vectors, products, planes = ordered.shape[1], layout.instructions.products, layout.planes
+    rounds = ordered.reshape(-1, layout.steps_together, vectors, products, ordered[0, 0].size // products)
+    by_plane = rounds.transpose(0, 2, 1, 3, 4).reshape(len(rounds), vectors, planes, -1)
+    unsigned = by_plane.astype(np.uint16) & ((1 << layout.stored_bits) - 1)
+    places = np.arange(planes, dtype=np.uint16)[:, None] * layout.stored_bits
+    joined: Array = np.bitwise_or.reduce(unsigned << places, axis=2).astype(f"uint{layout.instructions.weight_bits}")
+    return joined.view(layout.weights.dtype)
+
+
 def _runs(layout: MatrixLayout, weight: NDArray[np.int8]) -> NDArray[np.int8]:
     """[output channel, inner dimension with padding], groups merged."""
     outputs, inputs, height, width = weight.shape
@@ -134,7 +148,7 @@ def _runs(layout: MatrixLayout, weight: NDArray[np.int8]) -> NDArray[np.int8]:
     for member in range(merged):
         dense[:, member, :, :, :, member] = by_group[:, member]
     runs = dense.reshape(outputs, height * layout.runs, layout.run_length)
-    padding = layout.steps * layout.instructions.granule - layout.run_length
+    padding = layout.steps * layout.granule - layout.run_length
     return np.pad(runs, ((0, 0), (0, 0), (0, padding))).reshape(outputs, layout.depth)
 
 

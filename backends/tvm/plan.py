@@ -13,7 +13,7 @@ from qcompiler.backends.tvm import kernels
 from qcompiler.backends.tvm.kernels import Kernel, PackedKernel
 from qcompiler.errors import ArtifactError
 
-FORMAT = 2
+FORMAT = 3
 Space = Literal["arena", "parameters", "input", "output", "extents"]
 
 
@@ -125,6 +125,14 @@ class Plan:
     @property
     def steps(self) -> tuple[Step, ...]:
         return (*self.quantize, *self.load, *self.body, *self.dequantize, *self.store)
+
+    def packed_weights(self) -> tuple[str, ...]:
+        """A line for each width of weights that kernels unpack in registers, with the layers."""
+        layers: dict[int, list[str]] = {}
+        for step in self.body:
+            if isinstance(step.kernel, kernels.ConvolutionKernel) and step.kernel.weight_bits < 8:
+                layers.setdefault(step.kernel.weight_bits, []).append(step.nodes[0])
+        return tuple(f"weights read as {bits} bits: {', '.join(names)}" for bits, names in sorted(layers.items()))
 
 
 _KINDS: Mapping[str, type] = {

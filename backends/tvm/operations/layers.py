@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from qcompiler.backends.tvm.kernels import (
 )
 from qcompiler.backends.tvm.operations.handler import Handler
 from qcompiler.backends.tvm.operations.windows import window_of
+from qcompiler.backends.tvm.templates import layout
 from qcompiler.backends.tvm.views import View
 from qcompiler.ir.edit import argument
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from qcompiler.backends.tvm.planner import Planner
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
+
+_BYTE = 8
 
 
 def _convolution(planner: Planner, node: fx.Node) -> None:
@@ -66,10 +70,17 @@ def _accumulate(
         rows=_dynamic_rows(output),
         **geometry,
     )
+    kernel = dataclasses.replace(kernel, weight_bits=layout.weight_bits(kernel, planner.target.name, _weight_bits(fusion)))
     inputs = [view for view in (x, residual) if view is not None]
     parameters = [(view.storage, 0) for view in planner.packed(kernel, fusion.constants())]
     pointers = [(view.storage, _map_start(view, sample)) for view in (*inputs, output)]
     planner.call(kernel, [*pointers[:-1], *parameters, pointers[-1]], *fusion.nodes)
+
+
+def _weight_bits(fusion: Fusion) -> int:
+    """Bits of the weights, by their type, which the verifier has compared with the weights themselves."""
+    quantized = fusion.constants()["weight"].meta.get("quantized")
+    return quantized.integer.bits if quantized is not None else _BYTE
 
 
 def _dynamic_rows(output: View) -> Extent | None:

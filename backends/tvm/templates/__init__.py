@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qcompiler.backends.tvm.kernels import ConvolutionKernel
-from qcompiler.backends.tvm.templates.layout import instruction_set, is_depthwise, reads_words, uses_winograd
+from qcompiler.backends.tvm.templates.layout import instruction_set, is_depthwise, is_packed, reads_words, uses_winograd
 
 if TYPE_CHECKING:
     from tvm import tirx
@@ -23,7 +23,7 @@ def emit(kernel: ConvolutionKernel, target: str, symbol: str) -> tirx.PrimFunc:
         function = depthwise.emit(kernel, target)
     elif uses_winograd(kernel, target):
         function = winograd.emit(kernel)
-    elif target == "x86-64-amx" and not reads_words(kernel):
+    elif target == "x86-64-amx" and not reads_words(kernel) and not is_packed(kernel):
         function = amx.emit(kernel, target)
     else:
         function = matrix.emit(kernel, target)

@@ -13,7 +13,7 @@ into their natural order for free (``Chunk.accumulator_order``).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -30,6 +30,13 @@ AMX_PANEL = 4  # vectors: one tile of inputs meets four of weights
 WORDS_OF_A_STEP = 2
 STRIP_BYTES = 8192  # of interleaved inputs of a depthwise kernel
 SHORT_ROW = 16  # rows of the map up to this width may share a register tile
+PACKED_BITS = (2, 4)  # that weights may have in memory, besides 8
+_PACKED_FORM = {"x86-64-v3": "x86-64-v3", "x86-64-vnni": "x86-64-vnni", "x86-64-amx": "x86-64-vnni"}
+_BYTES_A_CYCLE = 8  # that memory gives one core
+_CACHED_WEIGHTS = 1 << 19  # bytes that stay in the second-level cache
+_AMX_WEIGHTS_A_CYCLE = 64  # multiplied with up to 16 rows
+# Inputs below 256 times weights in the upper bits of a byte: no sum of so many leaves int32.
+LONGEST_SCALED_SUM = (2**31 - 1) // (255 * 128)
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,19 @@ class InstructionSet:
     weight_cost: int  # instructions to fetch a vector of weights that do not overlap with the others
     depthwise_taps: int  # that one dot product takes
     depthwise_sums: int  # registers for a depthwise tile
+    weight_bits: int  # of a weight as a dot product takes it
+    products: int  # dot products of one step with one vector of channels
 
 
 INSTRUCTION_SETS = {
-    "x86-64-v3": InstructionSet("x86-64-v3", 8, 4, 12, False, 3, 4, 3, 2, 8),
-    "x86-64-vnni": InstructionSet("x86-64-vnni", 16, 4, 31, True, 1, 1, 0, 4, 24),
-    "x86-64-amx": InstructionSet("x86-64-amx", 16, 64, 31, True, 1, 1, 0, 4, 24),
+    "x86-64-v3": InstructionSet("x86-64-v3", 8, 4, 12, False, 3, 4, 3, 2, 8, 16, 2),
+    "x86-64-vnni": InstructionSet("x86-64-vnni", 16, 4, 31, True, 1, 1, 0, 4, 24, 8, 1),
+    "x86-64-amx": InstructionSet("x86-64-amx", 16, 64, 31, True, 1, 1, 0, 4, 24, 8, 1),
 }
 # For inputs of 16 bits: pairs of words. AMX multiplies bytes only.
-_WORDS = InstructionSet("x86-64-vnni", 16, WORDS_OF_A_STEP, 31, True, 1, 1, 0, 0, 0)
+_WORDS = InstructionSet("x86-64-vnni", 16, WORDS_OF_A_STEP, 31, True, 1, 1, 0, 0, 0, 16, 1)
 WORD_INSTRUCTION_SETS = {
-    "x86-64-v3": InstructionSet("x86-64-v3", 8, WORDS_OF_A_STEP, 12, False, 1, 2, 0, 0, 0),
+    "x86-64-v3": InstructionSet("x86-64-v3", 8, WORDS_OF_A_STEP, 12, False, 1, 2, 0, 0, 0, 16, 1),
     "x86-64-vnni": _WORDS,
     "x86-64-amx": _WORDS,
 }
@@ -186,7 +195,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class MatrixLayout:
-    """A convolution as a matrix product, ``groups`` times. Groups too narrow to fill a vector are merged, with zeros between them."""
+    """A convolution as a matrix product, ``groups`` times. Groups too narrow to fill a vector are merged, with zeros between them.
+
+    ``planes`` vectors of weights, those of consecutive dot products, share the bits of one vector of memory.
+    """
 
     instructions: InstructionSet
     groups: int
@@ -197,16 +209,38 @@ class MatrixLayout:
     run_length: int  # inputs
     run_stride: int  # from one run to the next
     widest_chunk: int
+    planes: int = 1
+
+    @property
+    def steps_together(self) -> int:
+        """Steps whose weights come from the same memory."""
+        return max(1, self.planes // self.instructions.products)
+
+    @property
+    def granule(self) -> int:
+        """Inputs of a run that one round of the inner loop takes."""
+        return self.instructions.granule * self.steps_together
 
     @property
     def steps(self) -> int:
-        """Steps of the inner loop for one run."""
-        return -(-self.run_length // self.instructions.granule)
+        """Rounds of the inner loop for one run."""
+        return -(-self.run_length // self.granule)
 
     @property
     def depth(self) -> int:
         """Inner dimension with its padding."""
-        return self.kernel_rows * self.runs * self.steps * self.instructions.granule
+        return self.kernel_rows * self.runs * self.steps * self.granule
+
+    @property
+    def stored_bits(self) -> int:
+        """Of a weight in memory."""
+        return self.instructions.weight_bits // self.planes
+
+    @property
+    def scale_shift(self) -> int:
+        """The sums of bytes are ``2^scale_shift`` times what they should be: a weight is the upper bits of its byte, the rest is 0.
+        Words are shifted down to their value."""
+        return 8 - self.stored_bits if self.planes > 1 and self.instructions.weight_bits == 8 else 0
 
     @property
     def vectors(self) -> int:
@@ -216,8 +250,7 @@ class MatrixLayout:
     @property
     def weights(self) -> Parameter:
         """The packed weights; AVX2 multiplies 16-bit numbers, and inputs of 16 bits want such weights."""
-        words = self.instructions.name == "x86-64-v3" or self.instructions.granule == WORDS_OF_A_STEP
-        return Parameter("weights", "int16" if words else "int8", self.channels * self.depth)
+        return Parameter("weights", f"int{self.instructions.weight_bits}", self.channels * self.depth // self.planes)
 
     @property
     def channels(self) -> int:
@@ -235,7 +268,47 @@ class MatrixLayout:
 
 def matrix_layout(kernel: ConvolutionKernel, target: str) -> MatrixLayout:
     """The layout that ``kernel`` has on ``target``."""
-    instructions = WORD_INSTRUCTION_SETS[target] if reads_words(kernel) else instruction_set(target)
+    if is_packed(kernel):
+        instructions = INSTRUCTION_SETS[_PACKED_FORM[instruction_set(target).name]]
+        return _matrix_layout(kernel, instructions, instructions.weight_bits // kernel.weight_bits)
+    plain = _matrix_layout(kernel, WORD_INSTRUCTION_SETS[target] if reads_words(kernel) else instruction_set(target))
+    halved = replace(plain, planes=2)
+    # Bytes in the place of words, where that is faster.
+    return halved if halved.stored_bits == 8 and _cycles(halved, kernel) < _cycles(plain, kernel) else plain
+
+
+def is_packed(kernel: ConvolutionKernel) -> bool:
+    """Whether several weights share a byte in memory: AMX then uses the form of AVX512-VNNI."""
+    return kernel.weight_bits < 8
+
+
+def weight_bits(kernel: ConvolutionKernel, target: str, bits: int) -> int:
+    """What ``kernel.weight_bits`` should be for weights of ``bits`` bits: the bits that one takes in memory.
+
+    Fewer than 8 where a kernel that unpacks them in registers is predicted to be faster, because reading them is what takes the time. Else
+    they are expanded to bytes when the program is loaded, and the kernel is that of 8 bits.
+    """
+    packed = next((stored for stored in PACKED_BITS if bits <= stored), 8)
+    if packed == 8 or is_depthwise(kernel) or reads_words(kernel) or uses_winograd(kernel, target):
+        return 8
+    candidate = replace(kernel, weight_bits=packed)
+    small, plain = matrix_layout(candidate, target), matrix_layout(kernel, target)
+    fits = small.scale_shift == 0 or small.depth <= LONGEST_SCALED_SUM
+    return packed if fits and _cycles(small, kernel) < _cycles(plain, kernel) else 8
+
+
+def _cycles(layout: MatrixLayout, kernel: ConvolutionKernel) -> float:
+    """Predicted time of one core: the longer one of arithmetic and reading weights that no cache keeps from one run to the next."""
+    height, width = output_map(kernel)
+    size = layout.weights.size * np.dtype(layout.weights.dtype).itemsize
+    reading = size / _BYTES_A_CYCLE if layout.channels * layout.depth > _CACHED_WEIGHTS else 0
+    if layout.instructions.name == "x86-64-amx":
+        return max(layout.channels * layout.depth * height * -(-width // 16) / _AMX_WEIGHTS_A_CYCLE, reading)
+    tile = choose_tile(layout, height, width)
+    return max(layout.groups * layout.depth / layout.instructions.granule * _cost(layout, tile, height, width), reading)
+
+
+def _matrix_layout(kernel: ConvolutionKernel, instructions: InstructionSet, planes: int = 1) -> MatrixLayout:
     merged = _merged_groups(kernel, instructions.lanes)
     groups = kernel.groups // merged
     inputs = kernel.input.channels // groups
@@ -251,6 +324,7 @@ def matrix_layout(kernel: ConvolutionKernel, target: str) -> MatrixLayout:
         run_length=width * inputs if contiguous else inputs,
         run_stride=kernel.dilation[1] * kernel.input.channels,
         widest_chunk={"int32": 1, "int16": 2}.get(kernel.output.dtype, 4),
+        planes=planes,
     )
 
 
@@ -298,20 +372,22 @@ def _tiles(layout: MatrixLayout, height: int, width: int) -> Iterator[Tile]:
                 yield Tile(rows, columns, vectors)
 
 
-def _cost(layout: MatrixLayout, tile: Tile, height: int, width: int) -> int:
+def _cost(layout: MatrixLayout, tile: Tile, height: int, width: int) -> float:
     """Cycles of one step summed over all tiles of a map, those at its ends counted with their own sizes.
 
     A step of p pixels and v vectors issues ``p * v`` products, loads p broadcasts and v vectors of weights (one load a cycle), and
-    cannot start before its accumulators are ready; a cycle goes to the loop.
+    cannot start before its accumulators are ready; a cycle goes to the loop. Weights that share a vector of memory take two instructions
+    each, but one of them only one.
     """
     instructions = layout.instructions
-    total = 0
+    unpacking = instructions.products * (2 - 1 / layout.planes) if layout.planes > 1 else 0
+    total = 0.0
     for rows, row_count in _pieces(height, tile.rows):
         for columns, column_count in _pieces(width, tile.columns):
             for vectors, panel_count in _pieces(layout.vectors, tile.vectors):
                 pixels = rows * columns
-                arithmetic = pixels * vectors * instructions.product_cost + pixels * (instructions.broadcast_cost - 1)
-                arithmetic += vectors * instructions.weight_cost
+                arithmetic: float = pixels * vectors * instructions.product_cost + pixels * (instructions.broadcast_cost - 1)
+                arithmetic += vectors * (unpacking or instructions.weight_cost)
                 cycles = max(arithmetic, pixels + vectors, LATENCY) + 1
                 total += row_count * column_count * panel_count * cycles
     return total

@@ -4,6 +4,10 @@ A task is one register tile: some output pixels by some vectors of output channe
 dimension. A step takes four consecutive bytes of each pixel's run straight from the feature map (no im2col), brings them into all
 lanes and multiplies them with the weights of four inputs by 16 (AVX2: 8) channels. Weights lie in the order in which they are read.
 Of inputs of 16 bits it takes two.
+
+Weights of 4 or 2 bits lie together in the bits of a vector, one plane for each of the dot products that follow each other: AVX512-VNNI
+shifts a plane to the upper bits of its bytes and clears the rest, which multiplies weight and sum by 2^(8 - bits); the sum is shifted
+down once at the end, before the bias. AVX2 shifts a plane to the upper bits of words and down again with its sign.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ from qcompiler.backends.tvm.templates.layout import (
 
 _STEP_BYTES = 4
 _TOP_BITS = -0x7F7F7F80  # 0x80808080: turns four int8 into uint8 that are 128 larger
+
+_Columns = Callable[[int, int], Expr]  # weights by vector of channels and dot product of a step
 
 
 def emit(kernel: ConvolutionKernel, target: str) -> tirx.PrimFunc:
@@ -62,7 +68,7 @@ class _MatrixKernel:
         wide = layout.instructions.name == "x86-64-vnni"
         self._epilogue = Epilogue(kernel, buffers, permutes_bytes=wide)
         bytes_step = self._step_bytes if wide else self._step_words
-        self._step: Callable[[e.Sums, list[Expr], Expr, int], None] = self._step_pairs if reads_words(kernel) else bytes_step
+        self._step: Callable[[e.Sums, list[Expr], _Columns, int], None] = self._step_pairs if reads_words(kernel) else bytes_step
 
     def emit(self) -> None:
         """One parallel loop over all tiles, panel by panel, so that a thread's weights stay in its cache."""
@@ -100,9 +106,9 @@ class _MatrixKernel:
         lanes = self._layout.instructions.lanes
         vectors = -(-panel.channels // lanes)
         offset = T.Bind((panel.group * self._layout.vectors + panel.first_vector) * lanes)
-        bias = [e.load(self._buffers["bias"], offset + index * lanes, lanes) for index in range(vectors)]
-        sums = e.Sums([bias[index] for _ in range(rows * columns) for index in range(vectors)])
+        sums = self._start(offset, rows * columns, vectors)
         self._multiply(sums, panel, rows, columns, first_row, first_column, vectors)
+        self._finish(sums, offset, rows * columns, vectors)
         channel = T.Bind(panel.group * self._layout.outputs + panel.first_vector * lanes)
         for pixel in range(rows * columns):
             r, c = divmod(pixel, columns)
@@ -110,6 +116,26 @@ class _MatrixKernel:
                 first = pixel * vectors + chunk.first // lanes
                 place = Place(first_row + r, first_column + c, channel + chunk.first, offset + chunk.offset)
                 self._epilogue.store([sums[first + index] for index in range(chunk.vectors)], chunk, place)
+
+    def _start(self, offset: Expr, pixels: int, vectors: int) -> e.Sums:
+        """The bias, or 0 where sums are scaled."""
+        if self._layout.scale_shift:
+            return e.Sums([e.constant(0, "int32", self._layout.instructions.lanes)] * (pixels * vectors))
+        bias = self._bias(offset, vectors)
+        return e.Sums([bias[index] for _ in range(pixels) for index in range(vectors)])
+
+    def _finish(self, sums: e.Sums, offset: Expr, pixels: int, vectors: int) -> None:
+        """Scaled sums back to their value, and their bias."""
+        if not self._layout.scale_shift:
+            return
+        bias = self._bias(offset, vectors)
+        shift = e.constant(self._layout.scale_shift, "int32", self._layout.instructions.lanes)
+        for index in range(pixels * vectors):
+            sums[index] = T.Bind(T.shift_right(sums[index], shift) + bias[index % vectors])
+
+    def _bias(self, offset: Expr, vectors: int) -> list[Expr]:
+        lanes = self._layout.instructions.lanes
+        return [e.load(self._buffers["bias"], offset + index * lanes, lanes) for index in range(vectors)]
 
     def _multiply(self, sums: e.Sums, panel: _Panel, rows: int, columns: int, first_row: Expr, first_column: Expr, vectors: int) -> None:
         """The sums of products: kernel rows, runs, steps."""
@@ -120,18 +146,46 @@ class _MatrixKernel:
             r * stride_y * kernel.input.row_stride + c * stride_x * kernel.input.channels for r in range(rows) for c in range(columns)
         ]
         start = T.Bind(corner + panel.group * layout.inputs)
-        weights = T.Bind((panel.group * layout.vectors + panel.first_vector) * (layout.instructions.lanes * layout.depth))
-        granule = layout.instructions.granule
-        step_size = vectors * layout.instructions.lanes * granule
+        weights = T.Bind((panel.group * layout.vectors + panel.first_vector) * (layout.instructions.lanes * layout.depth // layout.planes))
+        step_size = vectors * layout.instructions.lanes * layout.granule // layout.planes
         with T.serial(0, layout.kernel_rows) as kernel_row, T.serial(0, layout.runs) as run:
             run_start = T.Bind(start + kernel_row * (kernel.dilation[0] * kernel.input.row_stride) + run * layout.run_stride)
             run_weights = T.Bind(weights + (kernel_row * layout.runs + run) * (layout.steps * step_size))
             with T.serial(0, layout.steps) as step:
-                inputs = [run_start + step * granule + pixel for pixel in pixels]
-                self._step(sums, inputs, T.Bind(run_weights + step * step_size), vectors)
+                inputs = [run_start + step * layout.granule + pixel for pixel in pixels]
+                self._round(sums, inputs, T.Bind(run_weights + step * step_size), vectors)
 
-    def _step_bytes(self, sums: e.Sums, inputs: list[Expr], weights: Expr, vectors: int) -> None:
-        columns = [e.load(self._buffers["weights"], weights + index * 64, 64) for index in range(vectors)]
+    def _round(self, sums: e.Sums, inputs: list[Expr], weights: Expr, vectors: int) -> None:
+        """One step, or those whose weights share their memory."""
+        products, size = (
+            self._layout.instructions.products,
+            4 * self._layout.instructions.lanes * 8 // self._layout.instructions.weight_bits,
+        )
+        if self._layout.planes == 1:
+            self._step(sums, inputs, lambda index, half: self._weights(weights, index * products + half, size), vectors)
+            return
+        stored = [self._weights(weights, index, size) for index in range(vectors)]
+        for step in range(self._layout.steps_together):
+            planes = {(i, half): self._plane(stored[i], step * products + half) for i in range(vectors) for half in range(products)}
+            at = [place + step * self._layout.instructions.granule for place in inputs]
+            self._step(sums, at, _chosen_from(planes), vectors)
+
+    def _weights(self, start: Expr, vector: int, size: int) -> Expr:
+        return e.load(self._buffers["weights"], start + vector * size, size)
+
+    def _plane(self, stored: Expr, plane: int) -> Expr:
+        """Weights of one dot product: in the upper bits of their bytes, or as words."""
+        layout = self._layout
+        bits, up = layout.stored_bits, (layout.planes - 1 - plane) * layout.stored_bits
+        if layout.instructions.weight_bits == 16:
+            down = e.constant(16 - bits, "int16", e.lanes(stored))
+            return T.Bind(T.shift_right(_shifted_left(stored, up), down))
+        mask = (0xFF << (8 - bits) & 0xFF) * 0x01010101
+        words = _shifted_left(e.reinterpret(stored, "int32"), up)
+        return e.reinterpret(T.Bind(T.bitwise_and(words, e.constant(mask - 2**32, "int32", e.lanes(words)))), "int8")
+
+    def _step_bytes(self, sums: e.Sums, inputs: list[Expr], weights: _Columns, vectors: int) -> None:
+        columns = [weights(index, 0) for index in range(vectors)]
         for pixel, at in enumerate(inputs):
             four = T.Bind(T.reinterpret(self._buffers["input"][T.Ramp(at, 1, _STEP_BYTES)], dtype="int32"))
             if self._kernel.input.dtype == "int8":
@@ -141,25 +195,33 @@ class _MatrixKernel:
             for index, column in enumerate(columns):
                 sums[pixel * vectors + index] = e.dot_bytes(sums[pixel * vectors + index], everywhere, column)
 
-    def _step_words(self, sums: e.Sums, inputs: list[Expr], weights: Expr, vectors: int) -> None:
+    def _step_words(self, sums: e.Sums, inputs: list[Expr], weights: _Columns, vectors: int) -> None:
         for pixel, at in enumerate(inputs):
             four = T.Bind(T.reinterpret(self._buffers["input"][T.Ramp(at, 1, _STEP_BYTES)], dtype="int32"))
             pairs = _even_and_odd_bytes(T.Bind(T.Broadcast(four, 8)), signed=self._kernel.input.dtype == "int8")
             for index in range(vectors):
                 for half, pair in enumerate(pairs):
-                    column = e.load(self._buffers["weights"], weights + (index * 2 + half) * 16, 16)
-                    sums[pixel * vectors + index] = e.dot_words(sums[pixel * vectors + index], pair, column)
+                    sums[pixel * vectors + index] = e.dot_words(sums[pixel * vectors + index], pair, weights(index, half))
 
-    def _step_pairs(self, sums: e.Sums, inputs: list[Expr], weights: Expr, vectors: int) -> None:
+    def _step_pairs(self, sums: e.Sums, inputs: list[Expr], weights: _Columns, vectors: int) -> None:
         """Inputs of 16 bits, two of them."""
         lanes = self._layout.instructions.lanes
         dot = e.dot_word_pairs if self._layout.instructions.name == "x86-64-vnni" else e.dot_words
-        columns = [e.load(self._buffers["weights"], weights + index * 2 * lanes, 2 * lanes) for index in range(vectors)]
+        columns = [weights(index, 0) for index in range(vectors)]
         for pixel, at in enumerate(inputs):
             two = T.Bind(T.reinterpret(self._buffers["input"][T.Ramp(at, 1, WORDS_OF_A_STEP)], dtype="int32"))
             everywhere = e.reinterpret(T.Broadcast(two, lanes), "int16")
             for index, column in enumerate(columns):
                 sums[pixel * vectors + index] = dot(sums[pixel * vectors + index], everywhere, column)
+
+
+def _chosen_from(planes: Mapping[tuple[int, int], Expr]) -> _Columns:
+    return lambda index, half: planes[index, half]
+
+
+def _shifted_left(vector: Expr, amount: int) -> Expr:
+    element = str(vector.ty.dtype).split("x")[0]
+    return T.Bind(T.shift_left(vector, e.constant(amount, element, e.lanes(vector)))) if amount else vector
 
 
 def _even_and_odd_bytes(vector: Expr, signed: bool) -> tuple[Expr, Expr]:

@@ -60,7 +60,7 @@ def make_case(kernel: ConvolutionKernel, seed: int = 0) -> Case:
     generator = np.random.default_rng(seed)
     outputs, inputs = kernel.output.channels, kernel.input.channels // kernel.groups
     constants: dict[str, Array] = {
-        "weight": generator.integers(-127, 128, (outputs, inputs, *kernel.kernel)).astype(np.int8),
+        "weight": random_weight(kernel.weight_bits, (outputs, inputs, *kernel.kernel), generator),
         "bias": generator.integers(-3000, 3000, outputs).astype(np.int32),
         "table": generator.integers(0, 256, 256).astype(np.uint8).view(np.uint8 if kernel.output.dtype == "uint8" else np.int8),
     }
@@ -69,6 +69,12 @@ def make_case(kernel: ConvolutionKernel, seed: int = 0) -> Case:
     constants |= _epilogue_constants(kernel, int(magnitude), generator)
     operand = kernel.epilogue.operand if isinstance(kernel.epilogue, ResidualAdd) else None
     return Case(kernel, constants, random_map(kernel.input, generator), None if operand is None else random_map(operand, generator))
+
+
+def random_weight(bits: int, shape: tuple[int, ...], generator: np.random.Generator) -> Array:
+    """int8 in the whole range of so many bits (of 8: without -128, as ``quantize`` leaves it unused)."""
+    high = 1 << (bits - 1)
+    return generator.integers(1 - high if bits == 8 else -high, high, shape).astype(np.int8)
 
 
 def _epilogue_constants(kernel: ConvolutionKernel, magnitude: int, generator: np.random.Generator) -> dict[str, Array]:
