@@ -84,6 +84,14 @@ class Layer:
         groups, outputs = self.weight.shape[:2]
         return replace(self, weight=self.weight * factor.reshape(groups, outputs, 1, 1), bias=self.bias * factor)
 
+    def mix_outputs(self, matrix: torch.Tensor) -> Layer:
+        """matrix @ y for the output y, float64 [outputs, outputs]; of a layer without groups."""
+        return replace(self, weight=torch.einsum("po,goit->gpit", matrix, self.weight), bias=matrix @ self.bias)
+
+    def mix_inputs(self, matrix: torch.Tensor) -> Layer:
+        """The layer of matrix @ x for the input x, float64 [inputs, inputs]; of a layer without groups."""
+        return replace(self, weight=torch.einsum("goit,ij->gojt", self.weight, matrix))
+
     def add_bias(self, change: torch.Tensor) -> Layer:
         return replace(self, bias=self.bias + change)
 
