@@ -2,7 +2,7 @@
 
 The passes of ``canonicalize`` hold between quantize and dequantize as they hold anywhere: they change no real. No layer's integers are
 touched, because no integer weight is a constant in floats. Those of this folder that take stage QDQ make layers of what tools write
-around integer weights.
+around integer weights. In the end ``declare-ranges`` reads off which token ids and masks the program takes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from qcompiler.passes.canonicalize.merge_dequantize import MergeDequantize
 from qcompiler.passes.canonicalize.move_dequantize import MoveDequantize
 from qcompiler.passes.canonicalize.sign_sixteen_bits import SignSixteenBits
 from qcompiler.passes.canonicalize.weights_to_int8 import WeightsToInt8
+from qcompiler.passes.quantize.declare_ranges import DeclareRanges
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult
 from qcompiler.pipeline.fixpoint import run_to_fixpoint
 
@@ -50,4 +51,6 @@ class CanonicalizeQdq(Pass):
     promise: ClassVar = Lossy()
 
     def run(self, program: Program, context: PassContext) -> PassResult:
-        return run_to_fixpoint(_STEPS, program, context)
+        rewritten = run_to_fixpoint(_STEPS, program, context)
+        declared = DeclareRanges().run(rewritten.program, context)
+        return PassResult(declared.program, rewritten.modified or declared.modified, (*rewritten.notes, *declared.notes))

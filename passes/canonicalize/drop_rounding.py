@@ -2,8 +2,8 @@
 
     dequantize(quantize(move(dequantize(q)))) = move(dequantize(q))        all of one scale and zero point
 
-Movement, maxima and padding with zeros give values that q had, or 0. Tools quantize behind each of them all the same; without that,
-movement is one piece again, and patterns of movement are recognized.
+Movement, rows of tables, maxima and padding with zeros give values that q had, or 0. Tools quantize behind each of them all the same;
+without that, movement is one piece again, and patterns of movement are recognized.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qcompiler.pipeline.rewrite import RewritePass
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
 
-_KEEPS_STEPS = (MOVEMENT_OPS - {_aten.cat.default}) | {_aten.max_pool2d.default, _aten.amax.default}
+_KEEPS_STEPS = (MOVEMENT_OPS - {_aten.cat.default}) | {_aten.max_pool2d.default, _aten.amax.default, _aten.embedding.default}
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,10 @@ class DropRounding(RewritePass[tuple[fx.Node, fx.Node]]):
 def _is_on_steps(value: fx.Node, parameters: list[object]) -> bool:
     """Whether all elements are reals of a dequantize with these parameters, or 0."""
     while not edit.is_call(value, _qc.dequantize.default):
-        if (
-            value.target not in _KEEPS_STEPS
-            or len(value.all_input_nodes) != 1
-            or (edit.is_call(value, _aten.constant_pad_nd.default) and _fills(value))
-        ):
+        source = value.args[0] if value.target in _KEEPS_STEPS else None
+        if not isinstance(source, fx.Node) or (edit.is_call(value, _aten.constant_pad_nd.default) and _fills(value)):
             return False
-        value = value.all_input_nodes[0]
+        value = source
     return list(value.args[1:]) == parameters
 
 

@@ -4,6 +4,7 @@
     dequantize(reshape(q)) = reshape(dequantize(q))             2. movement and maxima of integers, as QOperator models have them;
                                                                    some have them between casts to float and back
     reshape(quantize(x)) = quantize(reshape(dequantize(quantize(x))))    3. the same at outputs
+    dequantize(constant[ids]) = dequantize(constant)[ids]       4. rows of tables, and slices of constants up to an open size
 
 Movement changes no value, and the scale stays with its integers: in case 1 the axis of a scale for each channel is followed, in the
 others there is one scale. Maxima of integers are the maxima of their reals.
@@ -41,7 +42,8 @@ _MOVES = RESHAPE_OPS | {
     _aten.clone.default,
     _aten.contiguous.default,
 }
-_OF_INTEGERS = _MOVES | _PADS | {_aten.max_pool2d.default, _aten.amax.default}
+_LOOKUPS = frozenset({_aten.embedding.default, _aten.index.Tensor, _aten.index_select.default})
+_OF_INTEGERS = _MOVES | _PADS | _LOOKUPS | {_aten.max_pool2d.default, _aten.amax.default}
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,11 @@ def _moves_constant(node: fx.Node) -> bool:
 
 
 def _reads_moved(node: fx.Node) -> bool:
-    """Case 2; movement of constants is for ``fold-constants``."""
+    """Cases 2 and 4; movement of constants that depends on nothing else is for ``fold-constants``."""
     if not edit.is_call(node, _qc.dequantize.default):
         return False
     found = _integer_move(node.args[0])
-    return found is not None and not edit.is_constant(found[1])
+    return found is not None and (not edit.is_constant(found[1]) or len(found[0].all_input_nodes) > 1)
 
 
 def _moves_quantized(node: fx.Node) -> bool:

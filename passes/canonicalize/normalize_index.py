@@ -1,7 +1,8 @@
 """``normalize-index``: rows of tables and positions of maxima in one form each.
 
 1. embedding(w, ids, …) = embedding(w, ids): where the padding token stands and how gradients are scaled matters in training only
-2. index_select(w, 0, ids) = w[ids] = embedding(w, ids) for a constant matrix w and a vector, or any tensor, of row numbers
+2. index_select(w, 0, ids) = w[ids] = embedding(w, ids) for a constant matrix w and a vector, or any tensor, of row numbers; w may be
+   the qc.dequantize of a constant, as in models that were quantized elsewhere
 3. argmax(x, -d) = argmax(x, rank - d), its keepdim written out
 4. max(x, d): the maxima are amax(x, [d]), their positions argmax(x, d)
 """
@@ -47,7 +48,7 @@ class NormalizeIndex(RewritePass[fx.Node]):
         if not edit.is_call(match, _aten.index_select.default, _aten.index.Tensor):
             return None
         table = match.args[0]
-        if not edit.is_constant(table) or table.meta["val"].ndim != 2:
+        if not _is_table(table):
             return "what it indexes is not a constant matrix"
         rows = edit.argument(match, "dim") == 0 if edit.is_call(match, _aten.index_select.default) else len(match.args[1]) == 1  # type: ignore[arg-type]
         return None if rows else "it does not select whole rows"
@@ -60,6 +61,11 @@ class NormalizeIndex(RewritePass[fx.Node]):
             site.replace(_maximum(site, match))
         else:
             site.replace(site.call(_aten.embedding.default, match.args[0], _rows(match)))
+
+
+def _is_table(value: object) -> bool:
+    constant = value.args[0] if edit.is_call(value, torch.ops.qc.dequantize.default) else value  # type: ignore[attr-defined]  # a call is a node
+    return isinstance(constant, fx.Node) and edit.is_constant(constant) and constant.meta["val"].ndim == 2
 
 
 def _rows(node: fx.Node) -> object:

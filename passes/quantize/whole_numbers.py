@@ -42,7 +42,7 @@ def input_ranges(program: Program, statistics: Mapping[str, Observation]) -> tup
     """
     specs = {spec.name: spec for spec in program.inputs}
     for node, spec in _integer_inputs(program):
-        found = [IntegerRange(0, rows - 1) for rows in _rows_of_tables(node)]
+        found = [IntegerRange(0, rows - 1) for rows in rows_of_tables(node)]
         if _is_cast(node):
             found.append(_observed(node, statistics))
         if spec.range is not None:
@@ -102,24 +102,25 @@ def _integer_inputs(program: Program) -> Iterator[tuple[fx.Node, ValueSpec]]:
             yield node, spec
 
 
-def _moved(node: fx.Node) -> Iterator[fx.Node]:
+def moved(node: fx.Node) -> Iterator[fx.Node]:
     """The node and what only moves its elements."""
     yield node
     for user in node.users:
         if ROLES.get(user.target) is Role.MOVE and user.args[0] is node:
-            yield from _moved(user)
+            yield from moved(user)
 
 
 def _is_cast(node: fx.Node) -> bool:
-    return any(is_whole(user) for moved in _moved(node) for user in moved.users if user.target is _aten.to.dtype)
+    return any(is_whole(user) for each in moved(node) for user in each.users if user.target is _aten.to.dtype)
 
 
-def _rows_of_tables(node: fx.Node) -> list[int]:
-    users = [(moved, user) for moved in _moved(node) for user in moved.users]
+def rows_of_tables(node: fx.Node) -> list[int]:
+    """How many rows each table has that integers choose rows of."""
+    users = [(each, user) for each in moved(node) for user in each.users]
     return [
         int(user.args[0].meta["val"].shape[0])  # type: ignore[union-attr]  # the table
-        for moved, user in users
-        if edit.is_call(user, _aten.embedding.default) and user.args[1] is moved
+        for each, user in users
+        if edit.is_call(user, _aten.embedding.default) and user.args[1] is each
     ]
 
 

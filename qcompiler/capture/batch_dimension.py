@@ -137,10 +137,17 @@ def _position(node: fx.Node, batch: sympy.Expr) -> tuple[int, int] | None:
 
 
 class _Separation:
-    """Rewrites a graph in topological order. ``shapes`` and ``layouts``: of each value as the model has it."""
+    """Rewrites a graph in topological order. ``shapes`` and ``layouts``: of each value as the model has it; ``open``: sizes of inputs."""
 
     def __init__(self, graph_module: fx.GraphModule, batch: sympy.Expr) -> None:
         self.graph, self.batch = graph_module.graph, batch
+        self.open = {
+            expression(size)
+            for node in self.graph.nodes
+            if node.op == "placeholder"
+            for size in node.meta["val"].shape
+            if not isinstance(size, int)
+        }
         self.shapes: dict[fx.Node, list[Any]] = {}
         self.layouts: dict[fx.Node, Layout] = {}
 
@@ -220,9 +227,18 @@ class _Separation:
             raise _CannotSeparateError
         result = Layout(place, before // ahead, factor // (before // ahead))
         shape = self.shapes[node]
-        sizes = [size_node(self.graph, self.batch, before=node), *shape[:place], *result.factors, *shape[place + 1 :]]
-        node.target, node.args, node.kwargs = _aten.reshape.default, (source, self._numbers(sizes)), {}
+        behind = [self._size(size, node) for size in shape[place + 1 :]]
+        sizes = [size_node(self.graph, self.batch, before=node), *self._numbers(shape[:place]), *result.factors, *behind]
+        node.target, node.args, node.kwargs = _aten.reshape.default, (source, sizes), {}
         return result
+
+    def _size(self, size: int | torch.SymInt, before: fx.Node) -> int | fx.Node:
+        """A size as an argument; an open one is read from the input that has it."""
+        if isinstance(size, int):
+            return size
+        if expression(size) not in self.open:
+            raise _CannotSeparateError
+        return size_node(self.graph, expression(size), before)
 
     def _count(self, sizes: list[Any]) -> int:
         return math.prod(self._numbers(sizes))

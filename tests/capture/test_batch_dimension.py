@@ -61,6 +61,23 @@ def test_batch_becomes_dimension_0(function: Callable[..., Tensor]) -> None:
             assert (program(x) - model(x)).abs().max() <= 1e-6
 
 
+def test_heads_join_a_batch_of_sequences_of_any_length() -> None:
+    """As ONNX exporters transpose the last two dimensions of four."""
+
+    def transposed(m: nn.Module, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        heads = m.linear(x).view(batch, length, 2, 3).transpose(1, 2)
+        flat = heads.reshape(-1, length, 3).transpose(1, 2)
+        return (heads @ flat.reshape(batch, 2, 3, length)).softmax(-1).sum(3)
+
+    torch.manual_seed(0)
+    model = Model(transposed).eval()
+    program = capture(model, torch.zeros(2, 4, 6), dynamic_shapes={0: {1: torch.export.Dim("length", min=2, max=8)}})
+    x = torch.randn(3, 7, 6)
+    with torch.no_grad():
+        assert (program(x) - model(x)).abs().max() <= 1e-6
+
+
 @pytest.mark.parametrize(
     "function",
     [

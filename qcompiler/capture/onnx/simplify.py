@@ -1,7 +1,8 @@
 """What exporters add to attention and its masks, and stage FLOAT needs no op for.
 
 1. ``scaled_dot_product_attention`` with a mask is exported as softmax, then 0 wherever it is NaN: where a row of the mask hides every key.
-   docs/capture.md asks that masks keep at least one key of each row; then no element is NaN, and ``Where(IsNaN(p), 0, p)`` is p.
+   docs/capture.md asks that masks keep at least one key of each row; then no element is NaN, and ``Where(IsNaN(p), 0, p)`` is p. What
+   DequantizeLinear gives never is NaN.
 2. ``mask[a, b]`` is exported as GatherND of the positions ``Concat(Unsqueeze(Expand(a, shape)), Unsqueeze(Expand(b, shape)))``. Indices
    broadcast by themselves: it is the op ``Index`` of (mask, a, b), which capture knows how to read where a and b count.
 """
@@ -17,6 +18,8 @@ from qcompiler.capture.onnx.model import Graph, Model, Node
 
 # The domain of ops that are none of ONNX.
 OWN_DOMAIN = "qcompiler"
+
+_NEVER_NAN = frozenset({"Softmax", "DequantizeLinear"})
 
 
 def simplified(model: Model) -> Model:
@@ -41,8 +44,8 @@ def _unguarded(node: Node, graph: Graph, producers: Mapping[str, Node]) -> Node:
     if node.op != "Where" or len(node.inputs) != 3:
         return node
     condition, guard = producers.get(node.inputs[0]), node.inputs[2]
-    softmax = producers.get(guard)
-    if condition is None or condition.op != "IsNaN" or condition.inputs[0] != guard or softmax is None or softmax.op != "Softmax":
+    guarded = producers.get(guard)
+    if condition is None or condition.op != "IsNaN" or condition.inputs[0] != guard or guarded is None or guarded.op not in _NEVER_NAN:
         return node
     if not _is_zero(_constant(node.inputs[1], graph, producers)):
         return node

@@ -66,3 +66,9 @@ def test_integers_at_outputs(rewrite: Callable, network: Callable) -> None:
         "aten.flatten.using_ints",
         "qc.quantize",
     ]
+
+
+def test_rows_of_integers_become_reals(rewrite: Callable, network: Callable) -> None:
+    ids = torch.ones(1, 5, dtype=torch.int64)
+    found = rewrite(MoveDequantize(), network(lambda m, x: qc.dequantize(m.w[x], *ONE), w=weight()), ids)
+    assert [line.partition("(")[0] for line in found.expressions] == ["qc.dequantize", "aten.index.Tensor"]

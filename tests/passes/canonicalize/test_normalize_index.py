@@ -24,6 +24,11 @@ def test_rows_of_a_table(rewrite: Callable, network: type, function: Callable) -
     assert rewritten.expressions == ["aten.embedding(table, inputs_0)"]
 
 
+def test_rows_of_a_quantized_table(rewrite: Callable, network: type) -> None:
+    model = network(lambda m, x: torch.ops.qc.dequantize(m.table, [0.5], [1], -1, 8, True)[x], table=torch.ones(3, 4, dtype=torch.int8))
+    assert rewrite(NormalizeIndex(), model, IDS).expressions[-1] == "aten.embedding(dequantize, inputs_0)"
+
+
 def test_positions_of_maxima(rewrite: Callable, network: type) -> None:
     rewritten = rewrite(NormalizeIndex(), network(lambda m, x: (x.argmax(-1), *x.max(-1, keepdim=True))), (2, 3, 4))
     assert rewritten.lines == [

@@ -108,3 +108,25 @@ def test_sixteen_bits_get_a_sign(rewrite: Callable, network: Callable) -> None:
 
 def test_sixteen_bits_at_outputs_stay(rewrite: Callable, network: Callable) -> None:
     assert not rewrite(SignSixteenBits(), network(lambda m, x: qc.quantize(x, [0.25], [40000], -1, 16, False)), (1, 4)).result.modified
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_table_is_quantized_before_its_rows_are_chosen(rewrite: Callable, network: Callable, quantized: bool) -> None:
+    """Of a table in integers too, whose scale for each column no sum could take."""
+    columns = ([0.5, 0.25], [0, 0], 1, 8, True)
+
+    def function(m: object, x: torch.Tensor) -> torch.Tensor:
+        table = qc.dequantize(m.table, *columns) if quantized else m.table
+        return qc.dequantize(qc.quantize(F.embedding(x, table).unsqueeze(1), *ONE), *ONE)
+
+    table = torch.tensor([[-3, 2], [1, 4]], dtype=torch.int8) if quantized else torch.tensor([[-1.6, 0.5], [0.6, 1.0]])
+    found = rewrite(HoistQuantize(), network(function, table=table), torch.ones(1, 3, dtype=torch.int64))
+    assert [line.partition("(")[0] for line in found.expressions] == ["aten.embedding", "aten.unsqueeze", "qc.dequantize"]
+
+
+def test_rows_of_a_table_are_on_its_steps(rewrite: Callable, network: Callable) -> None:
+    def function(m: object, x: torch.Tensor) -> torch.Tensor:
+        return qc.dequantize(qc.quantize(F.embedding(x, qc.dequantize(m.table, *ONE)), *ONE), *ONE) + 1
+
+    found = rewrite(DropRounding(), network(function, table=torch.ones(2, 4, dtype=torch.int8)), torch.ones(1, 3, dtype=torch.int64))
+    assert [line.partition("(")[0] for line in found.expressions] == ["qc.dequantize", "aten.embedding", "aten.add.Tensor"]

@@ -1,0 +1,89 @@
+"""``declare-ranges``: which integers a program that was quantized elsewhere takes, read from its graph.
+
+- Ids, which choose rows of a table, lie in [0, rows - 1].
+- Integers that become reals and are quantized lie where no quantizer saturates: [ceil((low - z - 1/2) s), floor((high - z + 1/2) s)]
+  for integers in [low, high] of scale s and zero point z. A mask in uint8 with the scale 1/255 holds 0 and 1.
+
+Where both say something, both hold. ``Program`` checks what it is given, and the overflow proof relies on it. Other integers keep the range
+that they have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from qcompiler.ir import edit
+from qcompiler.ir.program import Program, ValueSpec
+from qcompiler.ir.quantized_constants import quantized_type
+from qcompiler.ir.types import IntegerRange, QuantizedType, Stage
+from qcompiler.passes.quantize import whole_numbers
+from qcompiler.passes.quantize.rules import ROLES, Role
+from qcompiler.pipeline.contract import Exact, Pass, PassContext, PassResult
+
+_aten, _qc = torch.ops.aten, torch.ops.qc
+
+
+@dataclass(frozen=True)
+class DeclareRanges(Pass):
+    """Ranges of integer inputs from the tables and quantizers that read them."""
+
+    name: ClassVar = "declare-ranges"
+    takes: ClassVar = Stage.QDQ
+    gives: ClassVar = Stage.QDQ
+    promise: ClassVar = Exact()
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+        specs = tuple(_declared(node, spec) for node, spec in zip(placeholders, program.inputs, strict=True))
+        changed = [spec for spec, before in zip(specs, program.inputs, strict=True) if spec != before]
+        if not changed:
+            return PassResult(program, False)
+        notes = tuple(f"input '{spec.name}' holds integers in {spec.range}" for spec in changed)
+        return PassResult(edit.copy(program).replace(inputs=specs), True, notes)
+
+
+def _declared(node: fx.Node, spec: ValueSpec) -> ValueSpec:
+    if node.meta["val"].is_floating_point() or node.meta["val"].dtype is torch.bool:
+        return spec
+    found = [IntegerRange(0, rows - 1) for rows in whole_numbers.rows_of_tables(node)]
+    found += [] if spec.range is None else [spec.range]
+    held = [_held(quantized) for quantized in _quantizers(node)]
+    if held:
+        found.append(IntegerRange(max(each.low for each in held), min(each.high for each in held)))
+    if not found:
+        return spec
+    return replace(spec, range=IntegerRange(max(each.low for each in found), min(each.high for each in found)))
+
+
+def _quantizers(node: fx.Node) -> list[QuantizedType]:
+    """The types that the integers of an input take as reals."""
+    casts = [user for moved in whole_numbers.moved(node) for user in moved.users if _makes_reals(user)]
+    readers = [user for cast in casts for user in _readers(cast)]
+    types = [quantized_type(user) for user in readers if edit.is_call(user, _qc.quantize.default)]
+    return [each for each in types if not each.per_channel]
+
+
+def _makes_reals(node: fx.Node) -> bool:
+    return edit.is_call(node, _aten.to.dtype) and node.meta["val"].is_floating_point()
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """Who reads the value, or what only moves its elements."""
+    for user in node.users:
+        if ROLES.get(user.target) is Role.MOVE:
+            yield from _readers(user)
+        else:
+            yield user
+
+
+def _held(quantized: QuantizedType) -> IntegerRange:
+    """The whole numbers that lie within half a step of a value of the type."""
+    scale, zero_point, integer = quantized.scale[0], quantized.zero_point[0], quantized.integer
+    low, high = (integer.low - zero_point - 0.5) * scale, (integer.high - zero_point + 0.5) * scale
+    return IntegerRange(math.ceil(low), math.floor(high))
