@@ -1,13 +1,15 @@
 """One sweep over the calibration data that answers every question at once.
 
 The program runs node by node; a value is observed when it is made and freed after its last use, so that memory is that of running one
-batch plus the observers, whatever the number of batches.
+batch plus the observers, whatever the number of batches. Questions about one value that differ in the number of bits share what is
+counted: how many bits there are matters for the answer alone.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -21,6 +23,8 @@ from qcompiler.ir.provenance import describe
 from qcompiler.ir.types import Stage
 from qcompiler.pipeline.progress import Progress, SilentProgress
 
+_ANY_BITS = 8
+
 
 def collect(
     program: Program, requests: Iterable[StatisticRequest], data: CalibrationData, progress: Progress | None = None
@@ -31,20 +35,26 @@ def collect(
         CalibrationError: the data do not fit (see CalibrationData), a request names no node of the graph, a value is not finite (the
             message names the node and the sample), or the program is past the stages that compute with floats.
     """
-    observers = {request: make_observer(request.observer) for request in dict.fromkeys(requests)}
-    if not observers:
+    asked = tuple(dict.fromkeys(requests))
+    if not asked:
         return {}
+    observers = {counted: make_observer(counted.observer) for counted in dict.fromkeys(map(_counted, asked))}
     interpreter = _ObservingInterpreter(program, observers)
     batches = (progress or SilentProgress()).track(data.labelled(), "calibrating", data.total)
     with torch.no_grad():
         for position, (group, batch) in enumerate(batches):
             interpreter.observe(position, group, batch)
-    return {request: _result(request, observer) for request, observer in observers.items()}
+    return {request: _result(request, observers[_counted(request)]) for request in asked}
+
+
+def _counted(request: StatisticRequest) -> StatisticRequest:
+    """What has to be counted to answer a request: the same for any number of bits, whatever the label."""
+    return StatisticRequest(request.node, replace(request.observer, bits=_ANY_BITS))
 
 
 def _result(request: StatisticRequest, observer: Observer) -> Observation:
     try:
-        return observer.result()
+        return observer.with_bits(request.observer.bits).result()
     except CalibrationError as error:
         raise CalibrationError(f"statistic of node '{request.node}': {error}") from error
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -44,6 +46,12 @@ class Observer(ABC):
             high = np.maximum(np.abs(low), np.abs(high))
             low = -high
         return Observation(tuple(low.tolist()), tuple(high.tolist()), self.spec.axis)
+
+    def with_bits(self, bits: int) -> Observer:
+        """An observer that saw the same values and answers for another number of bits. It shares what was counted: it must see no more."""
+        other = copy.copy(self)
+        other.spec = replace(self.spec, bits=bits)
+        return other
 
     @classmethod
     def balanced(cls, members: Sequence[Observer]) -> Observation:

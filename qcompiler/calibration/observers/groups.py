@@ -38,6 +38,11 @@ class GroupedObserver(Observer):
         answers = {group: self._members[group].result() for group in sorted(self._members)}
         return replace(mean_of(list(answers.values())), groups=tuple(answers.items()))
 
+    def with_bits(self, bits: int) -> GroupedObserver:
+        other = GroupedObserver(replace(self.spec, bits=bits), self._chosen)
+        other._members = {group: member.with_bits(bits) for group, member in self._members.items()}
+        return other
+
     def _update(self, rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
         raise NotImplementedError  # update hands everything to the members
 
