@@ -2,7 +2,8 @@
 
 Members of the archive (``container``): ``manifest.json``, ``manifest.sha256`` (its digest), ``program.json`` (the integer program),
 ``weights.safetensors``, ``vectors.safetensors`` and ``code/…`` (what the back end made). The manifest holds the size and SHA-256 of all
-but the first two. Everything is checked before the caller gets anything; no code is loaded here.
+but the first two, and which constants of few bits are packed (``packing``). Everything is checked before the caller gets anything; no
+code is loaded here.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 
 import qcompiler
+from qcompiler.artifact import packing
 from qcompiler.artifact.container import DIGEST, MANIFEST, check_name, pack, unpack
 from qcompiler.artifact.verify import TestVector
 from qcompiler.errors import ArtifactError
@@ -31,7 +33,7 @@ from qcompiler.ir.text import record_dict, spec_dict
 from qcompiler.ir.types import Stage
 from qcompiler.pipeline.backend import CompiledProgram
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _PROGRAM, _WEIGHTS, _VECTORS, _CODE = "program.json", "weights.safetensors", "vectors.safetensors", "code/"
 
@@ -84,7 +86,7 @@ def to_bytes(artifact: Artifact) -> bytes:
     description, weights = serialize.dump(artifact.program)
     members = {
         _PROGRAM: _json_bytes(description),
-        _WEIGHTS: _tensor_bytes(weights),
+        _WEIGHTS: _tensor_bytes(packing.pack(weights, packing.packings(artifact.program))),
         _VECTORS: _tensor_bytes(_named_vectors(artifact.vectors)),
     }
     for name, content in artifact.compiled.members.items():
@@ -100,7 +102,8 @@ def from_bytes(data: bytes) -> Artifact:
     members = unpack(data)
     manifest = _read_manifest(members)
     description = _parse(members[_PROGRAM], _PROGRAM)
-    program = serialize.load(description, _tensors(members[_WEIGHTS], _WEIGHTS))
+    weights = packing.unpack(_tensors(members[_WEIGHTS], _WEIGHTS), packing.from_json(manifest["packed"]))
+    program = serialize.load(description, weights)
     vectors = _unnamed_vectors(_tensors(members[_VECTORS], _VECTORS), len(program.inputs), len(program.outputs))
     for vector in vectors:
         _check_vector(program, vector)
@@ -123,6 +126,7 @@ def _manifest(artifact: Artifact, members: Mapping[str, bytes]) -> dict[str, Any
         "target": artifact.compiled.target,
         "notes": list(artifact.compiled.notes),
         "recipe": artifact.recipe,
+        "packed": packing.to_json(packing.packings(program)),
         "inputs": [spec_dict(spec) for spec in program.inputs],
         "outputs": [spec_dict(spec) for spec in program.outputs],
         "history": [record_dict(record) for record in program.history],
@@ -150,7 +154,7 @@ def _read_manifest(members: Mapping[str, bytes]) -> dict[str, Any]:
 
 def _check_fields(manifest: Mapping[str, Any]) -> None:
     kinds: dict[str, type] = {"format": int, "compiler": str, "target": str, "notes": list, "recipe": str}
-    kinds |= {"inputs": list, "outputs": list, "history": list, "members": dict}
+    kinds |= {"inputs": list, "outputs": list, "history": list, "members": dict, "packed": dict}
     if unknown := sorted(manifest.keys() - kinds.keys()):
         raise ArtifactError(f"the manifest has the unknown field '{unknown[0]}'")
     for name, kind in kinds.items():

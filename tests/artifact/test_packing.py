@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qcompiler import artifact
+from qcompiler.artifact.container import MANIFEST, unpack
+from qcompiler.artifact.packing import Packing, from_json, packings, to_json
+from qcompiler.errors import ArtifactError
+from qcompiler.ir import edit
+from qcompiler.ir.program import Program
+from qcompiler.ir.types import IntegerType, QuantizedType
+from qcompiler.pipeline.backend import CompiledProgram
+
+
+@given(st.sampled_from([2, 4]), st.lists(st.integers(1, 7), max_size=3), st.integers(0, 2**32 - 1))
+def test_round_trip(bits: int, shape: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    high = 1 << (bits - 1)
+    tensor = torch.randint(-high, high, shape, generator=generator).to(torch.int8)
+    packing = Packing(bits, tuple(shape))
+    packed = packing.pack(tensor)
+    assert packed.numel() == -(-tensor.numel() * bits // 8)
+    assert torch.equal(packing.unpack(packed), tensor)
+
+
+def test_two_and_four_a_byte_the_first_one_lowest() -> None:
+    assert Packing(4, (3,)).pack(torch.tensor([1, -2, 7], dtype=torch.int8)).tolist() == [0xE1, 0x07]
+    assert Packing(2, (5,)).pack(torch.tensor([1, -2, -1, 0, 1], dtype=torch.int8)).tolist() == [0b00111001, 0b01]
+
+
+def _with_weight_bits(program: Program, bits: int) -> Program:
+    """The weight in the range of so many bits, and its type says so."""
+    program = edit.copy(program)
+    (node,) = (node for node in program.graph.nodes if node.op == "get_attr" and str(node.target) == "weight")
+    program.graph_module.weight = edit.constant_value(node).clamp(-(1 << bits - 1), (1 << bits - 1) - 1)  # type: ignore[union-attr]
+    node.meta["quantized"] = QuantizedType(IntegerType(bits, signed=True), (0.5, 0.25, 0.125), axis=0)
+    return program
+
+
+@pytest.mark.parametrize(("bits", "stored"), [(2, 2), (3, 4), (4, 4), (5, 8)])
+def test_an_artifact_stores_what_the_type_says(program: Program, compiled: CompiledProgram, tmp_path: Path, bits: int, stored: int) -> None:
+    narrow = _with_weight_bits(program, bits)
+    artifact.write(tmp_path / "model.qca", narrow, compiled, ())
+    manifest = json.loads(unpack((tmp_path / "model.qca").read_bytes())[MANIFEST])
+    assert manifest["packed"] == ({"weight": {"bits": stored, "shape": [3, 2, 3, 3]}} if stored < 8 else {})
+    again = artifact.read(tmp_path / "model.qca").program
+    x = torch.randint(0, 256, (2, 2, 4, 4)).to(torch.uint8)
+    assert torch.equal(*(each.graph_module.get_buffer("weight") for each in (again, narrow)))
+    assert all(map(torch.equal, again.run_integer(x), narrow.run_integer(x)))
+
+
+def test_only_constants_of_few_bits_everywhere_are_packed(program: Program) -> None:
+    narrow = _with_weight_bits(program, 4)
+    assert packings(narrow) == {"weight": Packing(4, (3, 2, 3, 3))}
+    (node,) = (node for node in narrow.graph.nodes if str(node.target) == "weight")
+    node.meta["quantized"] = replace(node.meta["quantized"], integer=IntegerType(8, signed=True))
+    assert packings(narrow) == {}
+
+
+def test_what_pack_does_not_give_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="packed integers are followed by others in their last byte"):
+        Packing(4, (1,)).unpack(torch.tensor([0x21], dtype=torch.uint8))
+    with pytest.raises(ArtifactError, match=r"packed integers are uint8 \[2\] for the shape \[3\], found \[1\]"):
+        Packing(4, (3,)).unpack(torch.zeros(1, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "value", [[], {"weight": 4}, {"weight": {"bits": 4}}, {"weight": {"bits": 3, "shape": [1]}}, {"weight": {"bits": 4, "shape": [True]}}]
+)
+def test_descriptions_are_read_strictly(value: object) -> None:
+    with pytest.raises(ArtifactError, match="the manifest"):
+        from_json(value)
+    packed = {"weight": Packing(2, (3, 5))}
+    assert from_json(to_json(packed)) == packed
