@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -100,5 +101,5 @@ def _packing(name: str, entry: object) -> Packing:
     return Packing(bits, tuple(shape))
 
 
-def _is_shape(value: object) -> bool:
+def _is_shape(value: object) -> TypeGuard[Sequence[int]]:
     return isinstance(value, Sequence) and all(type(size) is int and size >= 0 for size in value)
