@@ -52,6 +52,7 @@ PASSES: dict[str, str] = {
     "split-linear": "qcompiler.passes.equalize.split_linear:SplitLinear",
     "declare-ranges": "qcompiler.passes.quantize.declare_ranges:DeclareRanges",
     "layer-norm-to-rms-norm": "qcompiler.passes.rotate.layer_norm_to_rms_norm:LayerNormToRmsNorm",
+    "rotate-mlp": "qcompiler.passes.rotate.rotate_mlp:RotateMlp",
     "rotate-residual-stream": "qcompiler.passes.rotate.rotate_residual_stream:RotateResidualStream",
     "quantize": "qcompiler.passes.quantize.quantize:Quantize",
     "gptq": "qcompiler.passes.reconstruct.gptq:Gptq",

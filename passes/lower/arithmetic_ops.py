@@ -46,6 +46,15 @@ def multiply(lowering: Lowering, node: fx.Node) -> Value:
     return lowering.accumulator(product, a.scale * b.scale)
 
 
+def hadamard(lowering: Lowering, node: fx.Node) -> Value:
+    """Sums and differences of integers at their own scale: exact in int32."""
+    x = lowering.activation(argument(node, "x"), bits=16)
+    if argument(node, "zero_point") != 0:
+        raise unsupported(node, "it has a zero point, which floats do not have", "give it 0")
+    total = lowering.call(_qc.hadamard.default, x.node, argument(node, "block"), x.zero_point, name=f"{node.name}_accumulator")
+    return lowering.accumulator(total, x.scale)
+
+
 def _channel_factors(a: IntegerValue, b: IntegerValue) -> torch.Tensor | None:
     """The reals of a constant b that is a vector of positive numbers along the last dimension: a change of scale for each channel."""
     integers = edit.constant_value(b.node)
@@ -100,6 +109,7 @@ LOWERINGS: dict[object, LoweringFunction] = {
     _aten.mul.Tensor: multiply,
     _aten.div.Tensor: divide,
     _aten.cat.default: concatenate,
+    _qc.hadamard.default: hadamard,
 }
 
 

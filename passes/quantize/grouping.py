@@ -48,7 +48,7 @@ from qcompiler.passes.quantize.rules import (
     role_of,
 )
 
-_aten = torch.ops.aten
+_aten, _qc = torch.ops.aten, torch.ops.qc
 
 
 class Width(enum.Enum):
@@ -223,8 +223,8 @@ def _wanted(value: fx.Node, reader: fx.Node, widths: Widths) -> Width | None:
     """The width in which an op wants an operand; None where it takes either."""
     if reader.op == "output":
         return Width.WIDE if value.target in (*NORMALIZATIONS, _aten.div.Tensor) else None
-    if reader.target in NORMALIZATIONS or reader.target is _aten.argmax.default:
-        return Width.WIDE
+    if reader.target in NORMALIZATIONS or reader.target in (_aten.argmax.default, _qc.hadamard.default):
+        return Width.WIDE  # a Hadamard transform spreads outliers, which must come through to it
     result = Width.WIDE if Width.WIDE in widths.get(reader, ()) else None
     if reader.target is _aten.mul.Tensor and edit.constant_value(reader.args[1]) is not None:
         return result

@@ -4,8 +4,8 @@ The first that says something wins:
 
 1. ``node.meta["precision"]`` (``qcompiler.ir.types.Precision``): what bit allocation or a recipe asks for at one node;
 2. the first and the last layer with weights, and what they read: ``edge_bits``;
-3. scores, which a softmax reads: ``score_bits``; what functions such as GELU alone read: ``function_bits``; the residual stream:
-   ``residual_bits``;
+3. scores, which a softmax reads: ``score_bits``; what functions such as GELU and gates alone read: ``function_bits``; the residual
+   stream: ``residual_bits``; what a Hadamard transform alone reads: 8 at least;
 4. ``w`` for weights, ``a`` for all other values.
 
 Probabilities have ``probability_bits``. Integers of more than 8 bits are signed, around zero.
@@ -22,9 +22,9 @@ from torch import fx
 from qcompiler.ir import elementwise
 from qcompiler.ir.types import IntegerType, Precision
 from qcompiler.passes.quantize.grouping import ValueGroups, Width
-from qcompiler.passes.quantize.rules import WEIGHT_AXIS, Role, role_of
+from qcompiler.passes.quantize.rules import WEIGHT_AXIS, Role, is_whole, role_of
 
-_aten = torch.ops.aten
+_aten, _qc = torch.ops.aten, torch.ops.qc
 
 _BYTE = 8
 
@@ -81,6 +81,8 @@ class Allocation:
             return self._bits.edge
         if feeds_softmax(node):
             return self._bits.score
+        if _feeds_hadamard(node):
+            return max(self._bits.activation, _BYTE)
         return self._bits.function if _feeds_functions(node) else self._bits.activation
 
 
@@ -91,9 +93,21 @@ def feeds_softmax(node: fx.Node) -> bool:
     )
 
 
+def _feeds_hadamard(node: fx.Node) -> bool:
+    """Whether Hadamard transforms alone read it: sums, before which nothing is gained by fewer than 8 bits."""
+    return bool(node.users) and all(user.target is _qc.hadamard.default for user in node.users)
+
+
 def _feeds_functions(node: fx.Node) -> bool:
-    """Whether functions of one value alone read it: tables, which multiply nothing, so that 8 bits cost no more than fewer."""
-    return bool(node.users) and all(elementwise.is_function(user) for user in node.users)
+    """Whether functions of one value and gates alone read it: tables, and products of elements, which cost no more in 8 bits."""
+    return bool(node.users) and all(elementwise.is_function(user) or _is_gate(user) for user in node.users)
+
+
+def _is_gate(node: fx.Node) -> bool:
+    """A product, element by element, of two computed values."""
+    operands = node.args[:2]
+    computed = all(isinstance(each, fx.Node) and each.op != "get_attr" and not is_whole(each) for each in operands)
+    return node.target is _aten.mul.Tensor and len(operands) == 2 and computed
 
 
 def _asked(groups: ValueGroups) -> Mapping[tuple[fx.Node, Width], int]:

@@ -3,7 +3,7 @@
 ====================  =========================================================================================
 role                  meaning
 ====================  =========================================================================================
-``ACCUMULATE``        integer sums of products: the result is exact in int32, at a scale known from the inputs
+``ACCUMULATE``        integer sums (of products, of a Hadamard transform): the result is exact in int32, at a scale known from the inputs
 ``ROUND``             computed from few bits and rounded at once: sums of two values, tables, normalizations
 ``CLAMP``             bounds its input; fused into the rounding of the op before it where nobody else reads that
 ``SCALE``             a positive number times the input: the same integers, or the same accumulator, at another scale
@@ -67,6 +67,7 @@ ROLES: dict[Any, Role] = {
     **dict.fromkeys(WEIGHT_AXIS, Role.ACCUMULATE),
     _aten.mul.Tensor: Role.ACCUMULATE,
     _aten.matmul.default: Role.ACCUMULATE,
+    _qc.hadamard.default: Role.ACCUMULATE,
     _aten.avg_pool2d.default: Role.ACCUMULATE,
     _aten.adaptive_avg_pool2d.default: Role.ACCUMULATE,
     **dict.fromkeys(REDUCTIONS, Role.ACCUMULATE),

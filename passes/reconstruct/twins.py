@@ -77,9 +77,14 @@ def l2_normalize(x: Tensor, eps: float) -> Tensor:
     return nn.functional.normalize(x, dim=-1, eps=eps)
 
 
+def hadamard(x: Tensor, block: int, zero_point: int = 0) -> Tensor:
+    """The sums of ``qc.hadamard``, of floats."""
+    return arithmetic.hadamard(x, block, zero_point)
+
+
 TWINS: dict[Any, Callable[..., Tensor]] = {
     getattr(_qc, twin.__name__).default: twin
-    for twin in (quantize, dequantize, encode, decode, l2_normalize)
+    for twin in (quantize, dequantize, encode, decode, l2_normalize, hadamard)
     if hasattr(_qc, twin.__name__)
 }
 

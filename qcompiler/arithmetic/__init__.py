@@ -17,6 +17,7 @@ from qcompiler.arithmetic.dyadic import (
     choose_residual,
 )
 from qcompiler.arithmetic.elementwise import clamp, dilate, lookup, multiply
+from qcompiler.arithmetic.hadamard import hadamard, is_order
 from qcompiler.arithmetic.linear import convolution, linear, matmul
 from qcompiler.arithmetic.nonlinear import has_form, nonlinear, nonlinear_parameters
 from qcompiler.arithmetic.normalize import NORMALIZE_FORMS, integer_epsilon, normalize, normalized_scale
@@ -45,8 +46,8 @@ from qcompiler.arithmetic.tables import build_table
 
 __all__ = [
     "NORMALIZE_FORMS",
-    "REQUANTIZE",
     "PAPER_FORMS",
+    "REQUANTIZE",
     "ROUNDINGS",
     "SOFTMAX_FORMS",
     "Dyadic",
@@ -70,8 +71,10 @@ __all__ = [
     "embedding",
     "encode",
     "exponential_table",
+    "hadamard",
     "has_form",
     "integer_epsilon",
+    "is_order",
     "linear",
     "lookup",
     "matmul",

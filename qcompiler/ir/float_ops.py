@@ -1,7 +1,8 @@
 """The ops of stage FLOAT: what capture lets in and what the passes of ``canonicalize`` leave.
 
-All are functional: aten ops, and ``qc::l2_normalize``, for which aten has no op. Ops marked as captured only are rewritten by
-``canonicalize``, so that later passes need not know them. The forms that ``canonicalize`` leaves are listed in ``docs/passes.md``.
+All are functional: aten ops, and ``qc::l2_normalize`` and ``qc::hadamard``, for which aten has no op. Ops marked as captured only are
+rewritten by ``canonicalize``, so that later passes need not know them. The forms that ``canonicalize`` leaves are listed in
+``docs/passes.md``.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ ARITHMETIC_OPS: frozenset[Callable[..., Any]] = frozenset(
 
 # Reduce over the last dimension and give back the shape of their input.
 ROW_OPS: frozenset[Callable[..., Any]] = frozenset(
-    {_aten.softmax.int, _aten.layer_norm.default, _aten.rms_norm.default, _qc.l2_normalize.default}
+    {_aten.softmax.int, _aten.layer_norm.default, _aten.rms_norm.default, _qc.l2_normalize.default, _qc.hadamard.default}
 )
 
 # Integers and booleans: token ids, masks. They give masks for ``masked_fill`` and ``where``, and rows of tables.

@@ -42,6 +42,7 @@ SCHEMAS: dict[str, str] = {
     "nonlinear": "(Tensor x, int zero_point, str function, str form, int[] constants) -> Tensor",
     "softmax": "(Tensor x, Tensor? table, Tensor? mask, str form, int[] constants, int bits, str rounding='nearest') -> Tensor",
     "normalize": "(Tensor x, int zero_point, int epsilon, bool centre, str form) -> Tensor",
+    "hadamard": "(Tensor x, int block, int zero_point=0) -> Tensor",
     "divide": "(Tensor x, Tensor divisor, int fraction_bits) -> Tensor",
     "clamp": "(Tensor x, int low, int high) -> Tensor",
     "max_pool2d": "(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation) -> Tensor",
@@ -237,6 +238,12 @@ def _normalize_fake(x: Tensor, zero_point: int, epsilon: int, centre: bool, form
     return x.new_empty(x.shape, dtype=torch.int32)
 
 
+def _hadamard_fake(x: Tensor, block: int, zero_point: int = 0) -> Tensor:
+    torch._check(arithmetic.is_order(block), lambda: f"no Hadamard matrix of order {block} is known")
+    torch._check(x.shape[-1] % block == 0, lambda: f"blocks of {block} do not fit {x.shape[-1]} channels")
+    return x.new_empty(x.shape, dtype=x.dtype if x.is_floating_point() else torch.int32)
+
+
 def _divide_fake(x: Tensor, divisor: Tensor, fraction_bits: int) -> Tensor:
     return x.new_empty(torch.broadcast_shapes(x.shape, divisor.shape), dtype=torch.int32)
 
@@ -309,6 +316,7 @@ _KERNELS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "nonlinear": (arithmetic.nonlinear, _nonlinear_fake),
     "softmax": (arithmetic.softmax, _softmax_fake),
     "normalize": (arithmetic.normalize, _normalize_fake),
+    "hadamard": (arithmetic.hadamard, _hadamard_fake),
     "divide": (arithmetic.divide, _divide_fake),
     "clamp": (arithmetic.clamp, _clamp_fake),
     "max_pool2d": (arithmetic.max_pool2d, _max_pool2d_fake),

@@ -125,6 +125,7 @@ _INTEGER_OPS: dict[Target, OpSpecification] = {
         {"form": frozenset[object](SOFTMAX_FORMS), "rounding": frozenset[object](ROUNDINGS)},
     ),
     _qc.normalize.default: OpSpecification({"x": _INTEGER}, _INT32, {"form": frozenset[object](NORMALIZE_FORMS)}),
+    _qc.hadamard.default: OpSpecification({"x": _INT16}, _INT32),
     _qc.divide.default: OpSpecification({"x": _INTEGER, "divisor": _INTEGER}, _INT32),
     _qc.clamp.default: OpSpecification({"x": _INTEGER}, _INTEGER),
     _qc.max_pool2d.default: OpSpecification({"x": _INTEGER}, _INTEGER),

@@ -89,6 +89,8 @@ CASES: dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]] = {
     "nonlinear-i-exp": (integers(*IMAGE), lambda x: nonlinear_of(x, "exp", "i-exp")),
     "bucketize": (integers(*IMAGE), lambda x: qc.bucketize(x, torch.tensor([5, 5, 200], dtype=torch.int32), 4)),
     "embedding": (integers(3, 8), lambda x: qc.embedding(integers(256, 6, dtype=torch.int8), x)),
+    "hadamard": (integers(3, 5, 24), lambda x: qc.hadamard(x, 12, 9)),
+    "hadamard-float": (torch.rand(3, 5, 24), lambda x: qc.hadamard(x, 8)),
     "divide": (integers(*IMAGE), lambda x: qc.divide(x, torch.arange(1, 10, dtype=torch.int32)[:, None], 4)),
     "encode": (torch.rand(IMAGE), lambda x: qc.encode(x, [0.1, 0.4, 0.5])),
     "decode": (integers(*IMAGE), lambda x: qc.decode(x, [float(level) for level in range(256)])),

@@ -100,6 +100,7 @@ _RULES: dict[Callable[..., Any], Rule] = {
     _qc.nonlinear.default: rows.nonlinear,
     _qc.embedding.default: rows.embedding,
     _qc.bucketize.default: rescaling.bucketize,
+    _qc.hadamard.default: rows.hadamard,
     _qc.divide.default: rows.divide,
     _qc.requantize.default: rescaling.requantize,
     _qc.add.default: rescaling.add,

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 
+from qcompiler.arithmetic.hadamard import hadamard_matrix
 from qcompiler.arithmetic.nonlinear import check_nonlinear
+from qcompiler.arithmetic.normalize import LARGEST_EPSILON
 from qcompiler.arithmetic.normalize import MAXIMUM_ROW as MAXIMUM_NORMALIZED_ROW
 from qcompiler.arithmetic.normalize import OUTPUT_BOUNDS as NORMALIZED_BOUNDS
 from qcompiler.arithmetic.reciprocal import LARGEST_FRACTION
@@ -41,8 +44,8 @@ def normalize(node: fx.Node, known: Known) -> Bounds:
     x = known[argument(node, "x")].minus(argument(node, "zero_point"))
     require(node, x, _INT16_DIFFERENCE, "x - zero_point", "requantize it to 16 bits first")
     _check_row(node, MAXIMUM_NORMALIZED_ROW)
-    if not 0 <= argument(node, "epsilon") < 1 << 62:
-        raise VerificationError(f"{describe(node)}: its epsilon is outside [0, 2^62); clamp it")
+    if not 0 <= argument(node, "epsilon") <= LARGEST_EPSILON:
+        raise VerificationError(f"{describe(node)}: its epsilon is outside [0, 2^61]; clamp it")
     largest = NORMALIZED_BOUNDS[argument(node, "form")]
     return filled(node, IntegerRange(-largest, largest))
 
@@ -79,6 +82,22 @@ def embedding(node: fx.Node, known: Known) -> Bounds:
     columns = known[weight].along(1)
     shape = [1] * (node.meta["val"].ndim - 1) + [-1]
     return Bounds(columns.low.reshape(shape), columns.high.reshape(shape))
+
+
+def hadamard(node: fx.Node, known: Known) -> Bounds:
+    """As a product with +-1: high_j = sum of high_i where the entry is 1, less low_i where it is -1, over the channels of the block."""
+    block, zero_point = argument(node, "block"), argument(node, "zero_point")
+    channels = argument(node, "x").meta["val"].shape[-1]
+    x = known[argument(node, "x")].minus(zero_point)
+    require(node, x, _INT16_DIFFERENCE, "x - zero_point", "requantize it to 16 bits first")
+    low, high = (end.expand(channels).reshape(-1, block).double() for end in (x.along(-1).low, x.along(-1).high))
+    plus = (hadamard_matrix(block) == 1).double()
+    minus = 1.0 - plus
+    shape = [1] * (node.meta["val"].ndim - 1) + [-1]
+    ends = (low @ plus - high @ minus, high @ plus - low @ minus)  # exact: integers below 2^53
+    bounds = Bounds(*(end.to(torch.int64).reshape(shape) for end in ends))
+    require(node, bounds, INT32_RANGE, "the sum of a block", "use smaller blocks or fewer bits")
+    return bounds
 
 
 def divide(node: fx.Node, known: Known) -> Bounds:
