@@ -155,7 +155,7 @@ class _LinearProgram:
         self._objective = self._scaled(self._sensitivities() if objective is None else self._row(objective))
 
     def _scaled(self, row: Array) -> Array:
-        """The objective in units of a sum that can be had, in which HiGHS's absolute tolerances are small; infinite where one choice loses more.
+        """The objective in units of a sum that can be had, for HiGHS has absolute tolerances; infinite where one choice loses more.
 
         Sensitivities of 2 and 8 bits differ by orders of magnitude: with all of them in one program, the small ones would drown.
         """
