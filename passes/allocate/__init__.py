@@ -3,6 +3,6 @@
 ``items`` says what can get bits, ``table`` checks sensitivities against a program, ``metrics/`` measure them, ``synthetic`` makes images
 where there are no data.
 
-``problem`` states an allocation as numbers, ``solver`` solves it (``moves``, ``greedy``, ``dynamic_programming``, ``infeasible``, ``pareto``),
-``costs`` and ``latency`` say what bits cost, ``allocate`` is the pass.
+``problem`` states an allocation as numbers, ``solver`` solves it (with ``moves``, ``greedy``, ``dynamic_programming``, ``infeasible``),
+``pareto`` draws a front, ``costs`` and ``latency`` say what bits cost, ``allocate`` is the pass.
 """

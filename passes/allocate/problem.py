@@ -46,7 +46,10 @@ class Variable:
 
 @dataclass(frozen=True, eq=False)
 class Cost:
-    """What the options of one item, or of two together, cost: ``values`` is [options] or [options of the first, options of the second]."""
+    """What the options of one item, or of two together, cost: ``values`` is [options] or [options of the first, options of the second].
+
+    Without items it is a number: a cost that no choice changes.
+    """
 
     items: tuple[str, ...]
     values: Array
@@ -198,7 +201,7 @@ def _check_cost(budget: Budget, cost: Cost, options: Mapping[str, Sequence[int]]
         if name not in options:
             raise UnknownNameError(f"item of budget '{budget.name}':", name, options)
     shape = tuple(len(options[name]) for name in cost.items)
-    if len(shape) not in (1, 2) or cost.values.shape != shape or not np.isfinite(cost.values).all():
+    if len(shape) > 2 or cost.values.shape != shape or not np.isfinite(cost.values).all():
         place = f"budget '{budget.name}', {', '.join(cost.items)}"
         raise QCompilerError(f"{place}: needs a finite cost for each option, {list(shape)}, got {list(cost.values.shape)}")
 
