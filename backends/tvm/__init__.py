@@ -17,6 +17,12 @@ class TvmBackend:
 
     name = "tvm"
 
+    @property
+    def version(self) -> str:
+        from qcompiler.backends.tvm.build import generator_version
+
+        return generator_version()
+
     def targets(self) -> Sequence[str]:
         return tuple(targets.TARGETS)
 

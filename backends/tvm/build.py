@@ -27,6 +27,7 @@ from pathlib import Path
 from qcompiler import arithmetic
 from qcompiler.backends.tvm.driver import EXPORTS, driver_source, symbol_of
 from qcompiler.backends.tvm.plan import Plan, Step, encode
+from qcompiler.cache import cache_folder
 from qcompiler.errors import TargetError
 
 WORKER = (sys.executable, "-m", "qcompiler.backends.tvm.worker")
@@ -49,14 +50,6 @@ def build_library(plan: Plan, time_limit: float, worker: Sequence[str] = WORKER)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         _compile_kernels(steps, plan.target, Path(folder), time_limit, worker)
         return _link(compiler, driver_source(plan), sorted(steps), Path(folder))
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``QCOMPILER_CACHE``, else ``qcompiler`` in the user's cache folder."""
-    explicit = os.environ.get("QCOMPILER_CACHE")
-    if explicit:
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qcompiler"
 
 
 @dataclass
@@ -184,11 +177,11 @@ def _next_answers(workers: Sequence[_Worker]) -> list[_Task]:
 
 
 def _cache_name(symbol: str, target: str) -> str:
-    return f"{symbol}-{target}-{_generator_version()}.o"
+    return f"{symbol}-{target}-{generator_version()}.o"
 
 
 @functools.cache
-def _generator_version() -> str:
+def generator_version() -> str:
     """Changes with the TVM version and with every file that decides about a kernel's code: this back end's and the arithmetic's."""
     digest = hashlib.sha256()
     for package in ("apache-tvm", "apache-tvm-ffi"):

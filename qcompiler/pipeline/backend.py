@@ -54,6 +54,15 @@ class Profiler(Protocol):
         """Median time of each step of ``run`` on these inputs, in the order of execution."""
 
 
+@runtime_checkable
+class Versioned(Protocol):
+    """What a Backend may have besides."""
+
+    @property
+    def version(self) -> str:
+        """Changes with everything that decides about the code it generates: times measured under another version do not count."""
+
+
 class Backend(Protocol):
     """Module-level object ``backend`` of an entry point in ``qcompiler.backends``."""
 

@@ -58,6 +58,7 @@ class PassContext:
     reference: the FLOAT program as it was right before the last pass from FLOAT to QDQ. Compute nodes keep their names on that way, so
         that the node ``conv2d_3`` of the QDQ program has its float original under the same name here. None before such a pass.
     progress: who is told where long work is.
+    following: the passes after this one; what they will do may decide what this one does.
     directory: where long work may leave what lets it continue after it was killed; None: nowhere. The pass makes it if it needs it.
     """
 
@@ -67,6 +68,7 @@ class PassContext:
     reference: Program | None = None
     progress: Progress = field(default_factory=SilentProgress)
     directory: Path | None = None
+    following: Sequence[Pass] = ()
 
 
 @dataclass(frozen=True)

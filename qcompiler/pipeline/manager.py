@@ -90,7 +90,8 @@ class PassManager:
             instrument.before_pass(item, program)
         statistics = _told_with(place, lambda: run.collector.answer(program, self.passes[position:]))
         directory = self._directory / f"{position + 1:02}-{item.name}" if self._directory else None
-        context = PassContext(statistics, run.target, run.data, run.reference, self._progress, directory)
+        following = self.passes[position + 1 :]
+        context = PassContext(statistics, run.target, run.data, run.reference, self._progress, directory, following)
         start = time.perf_counter()
         result = _told_with(place, lambda: item.run(program, context))
         seconds = time.perf_counter() - start

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qcompiler.backends.tvm.build import build_library, cache_folder
+from qcompiler.backends.tvm.build import build_library
 from qcompiler.backends.tvm.planner import make_plan
 from qcompiler.backends.tvm.target import TARGETS
 from qcompiler.errors import TargetError
@@ -86,12 +86,6 @@ def test_cache_that_cannot_be_written_is_not_used(plan: Any, tmp_path: Path, mon
     (tmp_path / "file").touch()
     monkeypatch.setenv("QCOMPILER_CACHE", str(tmp_path / "file" / "cache"))
     assert build_library(plan, time_limit=60)
-
-
-def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("QCOMPILER_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache_folder() == Path("/somewhere/qcompiler")
 
 
 def test_missing_c_compiler(plan: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
