@@ -386,12 +386,13 @@ class Softmax:
 
 @dataclass(frozen=True)
 class Normalize:
-    """``qc::normalize``."""
+    """``qc::normalize``; ``drops``: whether the deviations of some row lose bits (``arithmetic.normalize.drops_bits``)."""
 
     zero_point: Number
     epsilon: Number
     centre: bool
     form: str = "newton"
+    drops: bool = True
 
 
 @dataclass(frozen=True)
@@ -500,6 +501,22 @@ class HaloKernel:
     value: Number
 
 
+@dataclass(frozen=True)
+class HadamardKernel:
+    """``output[i, :] = rounding(hadamard(operand[i, :] - zero_point))`` in blocks of the row, i over ``shape``; int32 without ``rounding``.
+
+    Rows of ``length``, contiguous. Pointers: operand, [pre_shift, multiplier, shift (int32[1])], output.
+    """
+
+    block: int
+    zero_point: Number
+    shape: tuple[Size, ...]
+    length: int
+    operand: Operand
+    output: Operand
+    rounding: Requantize | None = None
+
+
 GenericKernel = ElementwiseKernel | ReductionKernel | ProductKernel | RowKernel | HaloKernel
 PackedKernel = ConvolutionKernel | NormalizationKernel  # whose parameters are packed
-Kernel = ConvolutionKernel | NormalizationKernel | MatrixProductKernel | AttentionKernel | GenericKernel
+Kernel = ConvolutionKernel | NormalizationKernel | MatrixProductKernel | AttentionKernel | HadamardKernel | GenericKernel

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qcompiler.backends.tvm import arena, operations, products
 from qcompiler.backends.tvm.fuse import Fusion, find_fusions
+from qcompiler.backends.tvm.fuse_hadamard import find_hadamard_fusions
 from qcompiler.backends.tvm.fuse_products import find_product_fusions
 from qcompiler.backends.tvm.fuse_rows import find_row_fusions
 from qcompiler.backends.tvm.kernels import (
@@ -90,6 +91,8 @@ class Planner:
         self._in_row_fusion = {node: fusion for fusion in self._row_fusions.values() for node in fusion.nodes}
         self._product_fusions = find_product_fusions(program.graph, self.tensors, set(kept))
         self._in_product_fusion = {node for fusion in self._product_fusions.values() for node in fusion.nodes}
+        self._hadamard_fusions = find_hadamard_fusions(program.graph, self.tensors, set(kept))
+        self._in_hadamard_fusion = {node for fusion in self._hadamard_fusions.values() for node in fusion.nodes}
         self._values: dict[fx.Node, View] = {}
         self._maps: dict[tuple[fx.Node, Halo, int], View] = {}
         self._calls: list[_Call] = []
@@ -352,6 +355,10 @@ class Planner:
         if node in self._in_product_fusion:
             if node in self._product_fusions:
                 products.emit(self, self._product_fusions[node])
+            return
+        if node in self._in_hadamard_fusion:
+            if node in self._hadamard_fusions:
+                operations.hadamard(self, self._hadamard_fusions[node])
             return
         fusion = self._fused.get(node)
         if fusion is not None and fusion.last is not node:

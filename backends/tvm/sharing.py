@@ -34,8 +34,9 @@ _FIELDS: Mapping[type, Mapping[str, frozenset[int]]] = {
     k.ProductKernel: {"zero_point_a": _ZERO, "zero_point_b": _ZERO},
     k.ReductionKernel: {"zero_point": _ZERO},
     k.HaloKernel: {"value": _NOTHING},
+    k.HadamardKernel: {"zero_point": _ZERO},
 }
-_PARTS = ("epilogue", "operation", "scores", "result", "addition", "affine", "narrowing")
+_PARTS = ("epilogue", "operation", "scores", "result", "addition", "affine", "narrowing", "rounding")
 
 
 def share(kernel: Kernel) -> tuple[Kernel, tuple[int, ...]]:

@@ -14,7 +14,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcompiler.backends.tvm.kernels import AttentionKernel, ConvolutionKernel, Kernel, MatrixProductKernel, NormalizationKernel
+from qcompiler.backends.tvm.kernels import (
+    AttentionKernel,
+    ConvolutionKernel,
+    HadamardKernel,
+    Kernel,
+    MatrixProductKernel,
+    NormalizationKernel,
+)
 from qcompiler.backends.tvm.plan import decode
 from qcompiler.backends.tvm.target import KernelTarget, resolve
 
@@ -42,6 +49,10 @@ def emit(kernel: Kernel, target: KernelTarget, symbol: str) -> PrimFunc:
         from qcompiler.backends.tvm.templates import attention
 
         return attention.emit(kernel, target.name)
+    if isinstance(kernel, HadamardKernel):
+        from qcompiler.backends.tvm.templates import hadamard
+
+        return hadamard.emit(kernel, target)
     from qcompiler.backends.tvm import generic
 
     return generic.emit(kernel, target)

@@ -1,0 +1,148 @@
+"""Hadamard transforms of rows (``arithmetic.hadamard``), with the requantization behind them: additions and subtractions of vectors.
+
+A block of n = m P elements, P a power of two, goes three ways through a buffer on the stack, which stays in the first-level cache:
+
+1. vectors in, less the zero point; butterflies inside each vector (y[i] = x[i ^ h] +- x[i]: a permutation and a sum);
+2. butterflies between vectors, eight at a time, until runs of P are done;
+3. products with the small matrix of order m over vectors P apart, sums and differences written out; requantization; vectors out.
+
+Steps 1 and 2 work in 16-bit lanes where the sums of a run are proven to fit: P |x - zero point| < 2^15, which 8-bit values do up to
+P = 128. A task is one block of one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from qcompiler.arithmetic.hadamard import small_matrix, small_order
+from qcompiler.backends.tvm.kernels import HadamardKernel
+from qcompiler.backends.tvm.templates import emission as e
+from qcompiler.backends.tvm.templates import rescaling
+from qcompiler.backends.tvm.templates import vectors as v
+from qcompiler.backends.tvm.templates.emission import Buffer, Expr
+from qcompiler.backends.tvm.templates.layout import Parameter
+
+if TYPE_CHECKING:
+    from qcompiler.backends.tvm.target import KernelTarget
+
+_GROUP = 8  # vectors that butterflies hold in registers
+_LARGEST_BYTE = 255  # of an 8-bit value and its zero point
+
+
+def emit(kernel: HadamardKernel, target: KernelTarget) -> tirx.PrimFunc:
+    """The kernel's function."""
+    sizes, whole = v.Sizes(kernel), (*kernel.shape, kernel.length)
+    parameters = [
+        v.parameter("operand", kernel.operand, whole),
+        *(Parameter(name, "int32", 1) for name in (rescaling.PARAMETERS if kernel.rounding is not None else ())),
+        v.parameter("output", kernel.output, whole),
+        *sizes.parameters,
+    ]
+
+    def body(buffers: list[Buffer]) -> None:
+        sizes.bind(buffers)
+        named = {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)}
+        block = _Block(e.resolved(kernel, named), target.vector_bytes, named)
+        with v.over_shape([*(sizes(size) for size in kernel.shape), kernel.length // kernel.block]) as (*index, number):
+            block.emit(index, T.Bind(number * kernel.block))
+
+    return e.function(parameters, body)
+
+
+class _Block:
+    def __init__(self, kernel: HadamardKernel, vector_bytes: int, buffers: Mapping[str, Buffer]) -> None:
+        small = small_order(kernel.block)
+        assert small is not None  # by ``hadamard_blocks.serves``
+        self._kernel, self._buffers = kernel, dict(buffers)
+        self._small, self._run = small, kernel.block // small
+        words = kernel.operand.dtype in ("int8", "uint8") and self._run * _LARGEST_BYTE < 1 << 15
+        self._kind = "int16" if words else "int32"
+        self._lanes = min(vector_bytes // (2 if words else 4), self._run)
+        self._out_lanes = min(vector_bytes // 4, self._run)
+
+    def emit(self, index: list[Expr], first: Expr) -> None:
+        """One block, which starts at element ``first`` of its row."""
+        start = T.Bind(v.position(self._kernel.operand, index) + first)
+        end = T.Bind(v.position(self._kernel.output, index) + first)
+        sums = e.scratch(self._kernel.block, self._kind)
+        self._load(sums, start)
+        done, vectors = 1, self._run // self._lanes
+        while done < vectors:
+            radix = min(_GROUP, vectors // done)
+            self._between(sums, done, radix)
+            done *= radix
+        self._finish(sums, end)
+
+    def _load(self, sums: Buffer, start: Expr) -> None:
+        """Step 1. Vector by vector: LLVM takes long over many permutations."""
+        with T.serial(0, self._kernel.block // self._lanes) as number:
+            at = T.Bind(number * self._lanes)
+            e.store(sums, at, self._inside(self._centred(start + at)))
+
+    def _centred(self, at: Expr) -> Expr:
+        loaded = e.load(self._buffers["operand"], at, self._lanes)
+        value = loaded if v.element(loaded) == self._kind else e.cast(loaded, self._kind)
+        zero_point = self._kernel.zero_point
+        return value if e.is_zero(zero_point) else T.Bind(value - v.like(value, zero_point))
+
+    def _inside(self, vector: Expr) -> Expr:
+        """The transform of one vector: lane i takes the sum of lanes i and i ^ h, or their difference where i has bit h."""
+        half = 1
+        while half < self._lanes:
+            swapped = e.pick(vector, [lane ^ half for lane in range(self._lanes)])
+            total, difference = T.Bind(swapped + vector), T.Bind(swapped - vector)
+            chosen = [lane + (self._lanes if lane & half else 0) for lane in range(self._lanes)]
+            vector = e.shuffle([total, difference], chosen)
+            half *= 2
+        return vector
+
+    def _between(self, sums: Buffer, done: int, radix: int) -> None:
+        """Step 2: ``radix`` vectors, ``done`` vectors apart."""
+        reach = done * radix * self._lanes
+        with T.serial(0, self._kernel.block // reach) as outer, T.serial(0, done) as inner:
+            at = T.Bind(outer * reach + inner * self._lanes)
+            places = [at + i * done * self._lanes for i in range(radix)]
+            for place, vector in zip(places, _butterflies([e.load(sums, place, self._lanes) for place in places]), strict=True):
+                e.store(sums, place, vector)
+
+    def _finish(self, sums: Buffer, end: Expr) -> None:
+        """Step 3."""
+        rounding, lanes = self._kernel.rounding, self._out_lanes
+        parameters = rescaling.shared_parameters(self._buffers, lanes) if rounding is not None else ()
+        matrix = small_matrix(self._small).tolist()
+        with T.serial(0, self._run // lanes) as number:
+            at = T.Bind(number * lanes)
+            column = [self._wide(e.load(sums, at + a * self._run, lanes)) for a in range(self._small)]
+            for c in range(self._small):
+                value = _signed_sum(column, [row[c] for row in matrix])
+                if rounding is not None:
+                    value = rescaling.requantized(value, rounding, parameters)
+                stored = value if self._kernel.output.dtype == "int32" else e.cast(value, self._kernel.output.dtype)
+                e.store(self._buffers["output"], end + at + c * self._run, stored)
+
+    def _wide(self, vector: Expr) -> Expr:
+        return vector if self._kind == "int32" else e.cast(vector, "int32")
+
+
+def _butterflies(vectors: Sequence[Expr]) -> list[Expr]:
+    """The transform over the vectors, element by element."""
+    values, half = list(vectors), 1
+    while half < len(values):
+        for i in range(len(values)):
+            if not i & half:
+                low, high = values[i], values[i | half]
+                values[i], values[i | half] = T.Bind(low + high), T.Bind(low - high)
+        half *= 2
+    return values
+
+
+def _signed_sum(terms: Sequence[Expr], signs: Sequence[int]) -> Expr:
+    """The sum of the terms with their signs: one addition or subtraction each."""
+    first, rest = (terms[0] if signs[0] > 0 else T.Bind(v.like(terms[0], 0) - terms[0])), zip(terms[1:], signs[1:], strict=True)
+    for term, sign in rest:
+        first = T.Bind(first + term) if sign > 0 else T.Bind(first - term)
+    return first

@@ -1,0 +1,41 @@
+"""``qc::requantize`` of int32 lanes in registers, forms ``high`` and ``narrow`` (``arithmetic.requantize``)."""
+
+from __future__ import annotations
+
+from tvm.tirx.script import builder as T
+
+from qcompiler.backends.tvm.kernels import Requantize
+from qcompiler.backends.tvm.templates import emission as e
+from qcompiler.backends.tvm.templates import vectors as v
+from qcompiler.backends.tvm.templates.emission import Buffer, Expr
+
+FORMS = ("high", "narrow")
+PARAMETERS = ("pre_shift", "multiplier", "shift")
+
+_WORD = (-(2**15), 2**15 - 1)
+
+
+def shared_parameters(buffers: dict[str, Buffer], lanes: int) -> tuple[Expr, ...]:
+    """Pre-shift, multiplier and shift that all channels share, in all lanes."""
+    return tuple(v.splat(T.Bind(buffers[name][0]), lanes) for name in PARAMETERS)
+
+
+def requantized(value: Expr, operation: Requantize, parameters: tuple[Expr, ...]) -> Expr:
+    """``clamp(round(value * factor) + zero_point)`` as int32 lanes; the bounds move instead of the value, which may be anything."""
+    pre_shift, multiplier, shift = parameters
+    if not e.is_zero(operation.input_zero_point):
+        value = T.Bind(value - v.like(value, operation.input_zero_point))
+    if operation.form == "high":
+        scaled = v.multiply_halves(T.Bind(T.shift_left(value, pre_shift)), multiplier)
+    else:
+        word = v.clamp(_rounding_shift(value, pre_shift), *_WORD)
+        scaled = T.Bind(T.shift_right(T.Bind(word * multiplier + v.like(word, 1 << 14)), v.like(word, 15)))
+    bounds = e.centred_bounds(operation.low, operation.high, operation.zero_point)
+    bounded = v.clamp(_rounding_shift(scaled, shift), *bounds)
+    return bounded if e.is_zero(operation.zero_point) else T.Bind(bounded + v.like(bounded, operation.zero_point))
+
+
+def _rounding_shift(value: Expr, shift: Expr) -> Expr:
+    """``(value + 2^(shift - 1)) >> shift``; a shift of 0 has no rounding term."""
+    one = v.like(value, 1)
+    return T.Bind(T.shift_right(T.Bind(value + T.shift_right(T.shift_left(one, shift), one)), shift))
