@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import torch
 
+from qcompiler import arithmetic
 from qcompiler.backends.onnx.graph import INT8, INT16, INT32, UINT8, UINT32, GraphWriter
 from qcompiler.backends.onnx.writers import Call, Operand, Registry
 from qcompiler.errors import UnsupportedOpError
@@ -54,6 +55,13 @@ def convolution(w: GraphWriter, call: Call) -> ir.Value:
     )
     offset = bias + origin * weight.sum((1, 2, 3), dtype=torch.int64)
     return w.op("Add", accumulator, w.constant(offset.to(torch.int32).reshape(-1, 1, 1), INT32, "bias"))
+
+
+@WRITERS.writes("qc.scale_groups.default")
+def scale_groups(w: GraphWriter, call: Call) -> Operand:
+    """The int8 weight that codes and factors stand for, as a constant."""
+    weight = arithmetic.scale_groups(call.parameter("codes"), call.parameter("factors"), int(call["length"]))
+    return Operand(call.result, lambda: w.constant(weight, INT8, "weight"), weight)
 
 
 @WRITERS.writes("qc.linear.default")

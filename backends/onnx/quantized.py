@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
-from qcompiler.backends.onnx import float_ops, masks, movement
+from qcompiler.backends.onnx import float_ops, hadamard, masks, movement, products
 from qcompiler.backends.onnx.border import dequantize, narrowed, quantized_dtype
 from qcompiler.backends.onnx.graph import DTYPES, FLOAT, GraphWriter
 from qcompiler.backends.onnx.program import ProgramWriter
@@ -22,7 +22,7 @@ from qcompiler.ir.stages import target_names
 from qcompiler.ir.types import IntegerType, QuantizedType, Stage
 
 _BORDERS = Registry()
-_FLOAT_OPS = {name: writer for module in (masks, movement, float_ops) for name, writer in module.WRITERS.items()}
+_FLOAT_OPS = {name: writer for module in (hadamard, masks, movement, float_ops) for name, writer in module.WRITERS.items()}
 
 
 @_BORDERS.writes("qc.quantize.default")
@@ -73,7 +73,8 @@ def _kind(call: Call) -> QuantizedType:
 
 
 FLOAT_WRITERS: dict[str, Writer] = {name: writer for name, writer in _FLOAT_OPS.items() if name in target_names(Stage.FLOAT)}
-WRITERS: dict[str, Writer] = {**FLOAT_WRITERS, **_BORDERS}
+_GROUPS = "qc.scale_groups.default"
+WRITERS: dict[str, Writer] = {**FLOAT_WRITERS, **_BORDERS, _GROUPS: products.WRITERS[_GROUPS]}
 DECLINED = frozenset({"qc.encode.default", "qc.decode.default"})  # with an error of their own
 
 

@@ -22,6 +22,7 @@ from qcompiler.errors import UnsupportedOpError, VerificationError
 from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
 from qcompiler.ir.provenance import describe
+from qcompiler.ir.quantized_constants import integer_constant
 from qcompiler.ir.types import INT32
 from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Value, unsupported
 
@@ -106,7 +107,7 @@ def _weight(lowering: Lowering, node: fx.Node) -> tuple[IntegerValue, torch.Tens
             node, "its weight is in floats, as one with a scale for each block is captured", "quantize weights per channel or per tensor"
         )
     weight = lowering.integers(operand)
-    integers = edit.constant_value(weight.node)
+    integers = integer_constant(weight.node)
     if integers is None or weight.zero_point != 0 or integers.dtype is not torch.int8:
         raise unsupported(node, "its weight is not a constant of int8 with zero point 0", "quantize weights symmetrically to int8")
     return weight, integers

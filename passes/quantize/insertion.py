@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import fx
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
 from qcompiler.ir import edit
-from qcompiler.ir.types import QuantizedType
+from qcompiler.ir.types import IntegerType, QuantizedType
 from qcompiler.passes.quantize.levels import Levels
-from qcompiler.passes.quantize.parameters import QuantizedConstant
+from qcompiler.passes.quantize.parameters import GroupedWeight, QuantizedConstant
 
 _qc = torch.ops.qc
 
@@ -49,6 +50,26 @@ def replace_operand(user: fx.Node, constant: fx.Node, integers: QuantizedConstan
     node = edit.add_constant(owner, name, integers.integers, provenance_from=[constant], made_by=made_by)
     node.meta["quantized"] = integers.quantized
     user.replace_input_with(constant, _insert(_qc.dequantize.default, node, integers.quantized, user, f"{name}_dequantize", made_by))
+
+
+def replace_grouped_weight(user: fx.Node, constant: fx.Node, weight: GroupedWeight, made_by: str) -> None:
+    """Let ``user`` read the dequantized product of codes and factors. The codes' type says their bits; a step of it means factor times
+    scale."""
+    owner = user.graph.owning_module
+    assert owner is not None  # the graph of a program belongs to its module
+    name = f"{constant.name}_int{weight.bits}"
+    codes, factors = (
+        edit.add_constant(owner, label, tensor, provenance_from=[constant], made_by=made_by)
+        for label, tensor in ((name, weight.codes), (f"{name}_factors", weight.factors))
+    )
+    codes.meta["quantized"] = replace(weight.quantized, integer=IntegerType(weight.bits, signed=True))
+    arguments = (codes, factors, weight.length)
+    label = f"{name}_scaled"
+    scaled = edit.insert_call(
+        user.graph, _qc.scale_groups.default, arguments, before=user, name=label, provenance_from=[constant], made_by=made_by
+    )
+    scaled.meta["quantized"] = weight.quantized
+    user.replace_input_with(constant, _insert(_qc.dequantize.default, scaled, weight.quantized, user, f"{name}_dequantize", made_by))
 
 
 def _insert(target: edit.Target, x: fx.Node, quantized: QuantizedType, before: fx.Node, name: str, made_by: str) -> fx.Node:

@@ -9,10 +9,12 @@ import torch
 from qcompiler import arithmetic
 from qcompiler.calibration.observers import make_observer
 from qcompiler.calibration.statistics import Observation, ObserverSpec
-from qcompiler.ir.types import INT32, IntegerType, QuantizedType
+from qcompiler.ir.types import INT8, INT32, IntegerType, QuantizedType
 
 # A bias takes at most half of int32, so that the sum of products has the other half.
 _LARGEST_BIAS = 2.0**30
+# Scales of a grouped weight that are tried, as parts of the one that covers the channel's largest weight.
+_SCALE_SHRINKAGES = (1.0, 0.85, 0.7)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,19 +51,71 @@ def quantize_weight(
     The scale is raised where the bias, in steps of ``s * input scale``, would exceed 2^30: batch norm leaves such channels, with tiny
     weights, where training made them constant. The lowest integer of the type is not used, so that weights can be negated.
     """
+    integer = IntegerType(observer.bits, signed=True)
+    scale = torch.maximum(_observed_scale(weight, observer), _least_scale(weight, bias, input_type, observer.axis))
+    quantized = QuantizedType(integer, tuple(scale.tolist()), (0,), observer.axis)
+    return QuantizedConstant(arithmetic.quantize(weight.detach(), quantized).clamp_(min=-integer.high), quantized)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedWeight:
+    """Codes of few bits and a factor for each output channel and group of ``length`` inputs; ``quantized`` is the type of their product."""
+
+    codes: torch.Tensor
+    factors: torch.Tensor
+    length: int
+    bits: int
+    quantized: QuantizedType
+
+
+def quantize_grouped_weight(
+    weight: torch.Tensor, bias: torch.Tensor | None, input_type: QuantizedType | None, observer: ObserverSpec, length: int
+) -> GroupedWeight:
+    """``weight[n, k] ~ scale[n] * factor[n, k // length] * code[n, k]``, codes in [-q, q], q = 2^(bits-1) - 1, bits 2..4.
+
+    The largest factor makes int8 of the largest code, so a channel's scale is at most that of 8 bits; of a few smaller ones, which clip the
+    channel's largest groups and give the others finer factors, each channel takes the one with the least squared error. The factors
+    are those of ``arithmetic.choose_groups``.
+    """
+    bits = observer.bits
+    widest = arithmetic.largest_factor(bits) * ((1 << (bits - 1)) - 1)
+    covering = weight.detach().reshape(weight.shape[0], -1).abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / widest
+    least_scale = _least_scale(weight, bias, input_type, observer.axis)
+    chosen: GroupedWeight | None = None
+    least = torch.full_like(covering, torch.inf)
+    for shrinkage in _SCALE_SHRINKAGES:
+        scale = torch.maximum(covering * shrinkage, least_scale)
+        codes, factors, error = arithmetic.choose_groups(weight, scale, bits, length)
+        better = error < least
+        least = torch.where(better, error, least)
+        if chosen is not None:
+            shape = (-1, *[1] * (codes.dim() - 1))
+            codes = torch.where(better.reshape(shape), codes, chosen.codes)
+            factors = torch.where(better[:, None], factors, chosen.factors)
+            scale = torch.where(better, scale, torch.tensor(chosen.quantized.scale))
+        chosen = GroupedWeight(codes, factors, length, bits, QuantizedType(INT8, tuple(scale.tolist()), (0,), 0))
+    assert chosen is not None  # there are shrinkages
+    return chosen
+
+
+def _observed_scale(weight: torch.Tensor, observer: ObserverSpec) -> torch.Tensor:
     watcher = make_observer(observer)
     watcher.update(weight)
     observation = watcher.result()
     integer = IntegerType(observer.bits, signed=True)
     chosen, _ = arithmetic.scale_and_zero_point(observation.low, observation.high, integer, symmetric=True)
-    scale = torch.tensor(chosen)
-    if bias is not None and input_type is not None:
-        # The bias of a grouped transposed convolution runs over groups too: [groups * channels] against [channels].
-        magnitude = bias.detach().abs().reshape(-1, len(chosen) if observer.axis is not None else bias.numel())
-        largest = magnitude.amax(0) if observer.axis is not None else magnitude.max().reshape(1)
-        scale = torch.maximum(scale, largest / (input_type.scale[0] * _LARGEST_BIAS))
-    quantized = QuantizedType(integer, tuple(scale.tolist()), (0,), observer.axis)
-    return QuantizedConstant(arithmetic.quantize(weight.detach(), quantized).clamp_(min=-integer.high), quantized)
+    return torch.tensor(chosen)
+
+
+def _least_scale(weight: torch.Tensor, bias: torch.Tensor | None, input_type: QuantizedType | None, axis: int | None) -> torch.Tensor:
+    """The smallest scale for which the bias keeps to half of int32, for each index of the axis or for all."""
+    channels = weight.shape[axis] if axis is not None else 1
+    if bias is None or input_type is None:
+        return torch.zeros(channels)
+    # The bias of a grouped transposed convolution runs over groups too: [groups * channels] against [channels].
+    magnitude = bias.detach().abs().reshape(-1, channels if axis is not None else bias.numel())
+    largest = magnitude.amax(0) if axis is not None else magnitude.max().reshape(1)
+    return largest / (input_type.scale[0] * _LARGEST_BIAS)
 
 
 def accumulator_type(input_type: QuantizedType, weight_type: QuantizedType, channels: int, axis: int) -> QuantizedType:

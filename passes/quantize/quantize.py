@@ -18,8 +18,15 @@ from qcompiler.ir.types import QuantizedType, Stage, probability_type
 from qcompiler.passes.quantize import whole_numbers
 from qcompiler.passes.quantize.coding import Coding, coded_values
 from qcompiler.passes.quantize.grouping import ValueGroups, Width, group_values
-from qcompiler.passes.quantize.insertion import insert_coding, insert_rounding, replace_operand
-from qcompiler.passes.quantize.parameters import accumulator_type, activation_type, quantize_constant, quantize_weight, with_headroom
+from qcompiler.passes.quantize.insertion import insert_coding, insert_rounding, replace_grouped_weight, replace_operand
+from qcompiler.passes.quantize.parameters import (
+    accumulator_type,
+    activation_type,
+    quantize_constant,
+    quantize_grouped_weight,
+    quantize_weight,
+    with_headroom,
+)
 from qcompiler.passes.quantize.precision import Allocation, Bits
 from qcompiler.passes.quantize.rules import CONSUMES_CONSTANTS, NORMALIZATIONS, WEIGHT_AXIS, Role, role_of, scaling_factor
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult, Promise
@@ -27,6 +34,7 @@ from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult, Pr
 _aten = torch.ops.aten
 
 _BYTE = 8
+_GROUPED_BITS = 4  # the most for which a factor of more than 1 fits int8 with every code, and still means something
 _TABLE_BITS = 8  # rows of an embedding are int8
 
 ProbabilityQuantizer = Literal["uniform", "log2", "log-sqrt2", "adalog", "shift-uniform-log2", "tanq", "twin-uniform"]
@@ -46,6 +54,8 @@ class Quantize(Pass):
         groups: what becomes of group labels of calibration items (time steps, modalities), see ``ObserverSpec``.
         weight_observer: how the range of a weight is estimated from its numbers.
         per_channel: one scale for each output channel of a weight, else one for all of it.
+        weight_group: inputs that share a small integer factor beside their channel's scale, for weights of 2 to 4 bits
+            (``arithmetic.groups``); 0: no factors. Transposed convolutions have none.
         residual_bits: bits of the residual stream, which leads to normalizations (LayerNorm, RMSNorm); up to ``a``: as all others.
         score_bits: bits of what a softmax reads; more than 8 need a softmax without table at lowering.
         function_bits: bits of what functions such as GELU alone read.
@@ -71,6 +81,7 @@ class Quantize(Pass):
     weight_observer: ObserverKind = "mse"
     symmetric: bool = False
     per_channel: bool = True
+    weight_group: int = 0
     residual_bits: int = 16
     score_bits: int | None = None
     function_bits: int | None = None
@@ -86,6 +97,10 @@ class Quantize(Pass):
             bits = getattr(self, option)
             if bits is not None and not 2 <= bits <= most:
                 raise CalibrationError(f"quantize: {option} must be 2..{most} bits, got {bits}")
+        if self.weight_group < 0 or (self.weight_group and not self.per_channel):
+            raise CalibrationError(
+                f"quantize: weight_group={self.weight_group} needs a positive number of inputs and per_channel=true; 0 makes no groups"
+            )
 
     def statistics(self, program: Program) -> Sequence[StatisticRequest]:
         groups = self.value_groups(program)
@@ -213,13 +228,34 @@ class Quantize(Pass):
         axis = WEIGHT_AXIS[node.target] if self.per_channel else None
         spec = ObserverSpec(self.weight_observer, axis=axis, bits=allocation.weight(node), symmetric=True)
         input_type = types[source, groups.width_read(source, node)]
-        integers = quantize_weight(weight, bias, input_type, spec)
-        replace_operand(node, weight_node, integers, self.name)
+        weight_type = self._replace_weight(node, weight_node, weight, bias, input_type, spec)
         if node in groups.internal:
             shape = node.meta["val"].shape
             channels = shape[-1] if node.target is _aten.linear.default else shape[1]
             channel_axis = len(shape) - 1 if node.target is _aten.linear.default else 1
-            types[node, Width.NARROW] = accumulator_type(input_type, integers.quantized, channels, channel_axis)
+            types[node, Width.NARROW] = accumulator_type(input_type, weight_type, channels, channel_axis)
+
+    def _replace_weight(
+        self,
+        node: fx.Node,
+        constant: fx.Node,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        input_type: QuantizedType,
+        spec: ObserverSpec,
+    ) -> QuantizedType:
+        """Round a layer's weight, with factors for groups where the option asks for them; gives the type of the integers that multiply."""
+        if self._groups_weight(spec, weight):
+            grouped = quantize_grouped_weight(weight, bias, input_type, spec, self.weight_group)
+            replace_grouped_weight(node, constant, grouped, self.name)
+            return grouped.quantized
+        integers = quantize_weight(weight, bias, input_type, spec)
+        replace_operand(node, constant, integers, self.name)
+        return integers.quantized
+
+    def _groups_weight(self, spec: ObserverSpec, weight: torch.Tensor) -> bool:
+        """Whether factors say more than the scales of channels: for few bits, and more inputs than one group has."""
+        return 0 < self.weight_group < weight.shape[1] and spec.axis == 0 and spec.bits <= _GROUPED_BITS
 
 
 def _representatives(groups: ValueGroups) -> list[tuple[fx.Node, Width]]:

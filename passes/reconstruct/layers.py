@@ -96,6 +96,8 @@ def _layer(node: fx.Node, original: fx.Node | None) -> QuantizedLayer | str:
     if not edit.is_call(weight, _qc.dequantize.default):
         return "its weight is not quantized"
     integers = edit.constant_value(weight.args[0])
+    if edit.is_call(weight.args[0], _qc.scale_groups.default):
+        return "its weight has factors for groups of inputs (weight_group), and only weights with one step a channel are rounded anew"
     if integers is None:
         return "its weight is computed"
     if len(weight.users) > 1:

@@ -17,6 +17,7 @@ from qcompiler.arithmetic.dyadic import (
     choose_residual,
 )
 from qcompiler.arithmetic.elementwise import clamp, dilate, lookup, multiply
+from qcompiler.arithmetic.groups import choose_groups, expand_factors, largest_factor, scale_groups
 from qcompiler.arithmetic.hadamard import hadamard, is_order
 from qcompiler.arithmetic.linear import convolution, linear, matmul
 from qcompiler.arithmetic.nonlinear import has_form, nonlinear, nonlinear_parameters
@@ -59,6 +60,7 @@ __all__ = [
     "centre",
     "choose",
     "choose_exact64",
+    "choose_groups",
     "choose_high",
     "choose_narrow",
     "choose_residual",
@@ -70,11 +72,13 @@ __all__ = [
     "divide",
     "embedding",
     "encode",
+    "expand_factors",
     "exponential_table",
     "hadamard",
     "has_form",
     "integer_epsilon",
     "is_order",
+    "largest_factor",
     "linear",
     "lookup",
     "matmul",
@@ -92,6 +96,7 @@ __all__ = [
     "residual_add",
     "saturate",
     "scale_and_zero_point",
+    "scale_groups",
     "softmax",
     "softmax_parameters",
     "softmax_scale",

@@ -26,6 +26,7 @@ SCHEMAS: dict[str, str] = {
         "(Tensor x, Tensor weight, Tensor bias, int[] stride, int[] padding, int[] dilation, int groups, int pad_value) -> Tensor"
     ),
     "linear": "(Tensor x, Tensor weight, Tensor bias) -> Tensor",
+    "scale_groups": "(Tensor codes, Tensor factors, int length) -> Tensor",
     "matmul": "(Tensor a, Tensor b, int zero_point_a, int zero_point_b) -> Tensor",
     "requantize": (
         "(Tensor x, Tensor pre_shift, Tensor multiplier, Tensor shift, int input_zero_point, int zero_point,"
@@ -96,6 +97,15 @@ def _convolution_fake(
 def _linear_fake(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     torch._check(x.shape[-1] == weight.shape[1], lambda: "the weight does not fit the last dimension of the input")
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.int32)
+
+
+def _scale_groups_fake(codes: Tensor, factors: Tensor, length: int) -> Tensor:
+    torch._check(length > 0, lambda: "groups have at least one input")
+    torch._check(
+        tuple(factors.shape) == (codes.shape[0], -(-codes.shape[1] // max(length, 1))),
+        lambda: "there must be one factor for each output channel and group of inputs",
+    )
+    return codes.new_empty(codes.shape)
 
 
 def _matmul_fake(a: Tensor, b: Tensor, zero_point_a: int, zero_point_b: int) -> Tensor:
@@ -304,6 +314,7 @@ _KERNELS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "dequantize": (_dequantize, _dequantize_fake),
     "convolution": (arithmetic.convolution, _convolution_fake),
     "linear": (arithmetic.linear, _linear_fake),
+    "scale_groups": (arithmetic.scale_groups, _scale_groups_fake),
     "encode": (arithmetic.encode, _encode_fake),
     "decode": (arithmetic.decode, _decode_fake),
     "matmul": (arithmetic.matmul, _matmul_fake),

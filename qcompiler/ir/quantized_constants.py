@@ -41,6 +41,17 @@ class QuantizedConstant:
         return reals
 
 
+def integer_constant(node: object) -> torch.Tensor | None:
+    """A constant, or what ``qc.scale_groups`` makes of constants; None for anything else."""
+    if not isinstance(node, fx.Node) or not edit.is_call(node, _qc.scale_groups.default):
+        return edit.constant_value(node)
+    codes, factors = (edit.constant_value(edit.argument(node, name)) for name in ("codes", "factors"))
+    if codes is None or factors is None:
+        return None
+    scaled: torch.Tensor = _qc.scale_groups(codes, factors, edit.argument(node, "length"))
+    return scaled
+
+
 def quantized_type(node: fx.Node) -> QuantizedType:
     """The type that a ``qc.quantize`` or ``qc.dequantize`` states."""
     return QuantizedType.from_arguments(*(edit.argument(node, name) for name in _PARAMETERS))
@@ -50,5 +61,5 @@ def quantized_constant(node: object) -> QuantizedConstant | None:
     """The constant behind a ``qc.dequantize``; None for anything else."""
     if not isinstance(node, fx.Node) or not edit.is_call(node, _qc.dequantize.default):
         return None
-    integers = edit.constant_value(node.args[0])
+    integers = integer_constant(node.args[0])
     return None if integers is None else QuantizedConstant(node, integers, quantized_type(node))

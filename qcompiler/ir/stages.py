@@ -98,9 +98,12 @@ INTEGER_MASK_OPS: frozenset[Target] = frozenset(
 _FACTOR = {"multiplier": _INT32, "pre_shift": _INT32, "shift": _INT32}
 _FORMS: frozenset[object] = frozenset({"high", "narrow", "exact64"})
 
+_GROUPS = OpSpecification({"codes": _INT8, "factors": _INT8}, _INT8)
+
 _INTEGER_OPS: dict[Target, OpSpecification] = {
     _qc.convolution.default: OpSpecification({"x": _BYTE, "weight": _INT8, "bias": _INT32}, _INT32),
     _qc.linear.default: OpSpecification({"x": _INT16, "weight": _INT8, "bias": _INT32}, _INT32),
+    _qc.scale_groups.default: _GROUPS,
     _qc.matmul.default: OpSpecification({"a": _INT16, "b": _INT16}, _INT32),
     _qc.requantize.default: OpSpecification({"x": _INTEGER, **_FACTOR}, _INTEGER, {"form": _FORMS}),
     _qc.add.default: OpSpecification(
@@ -153,6 +156,7 @@ _QDQ_OPS: dict[Target, OpSpecification] = {
     _qc.dequantize.default: OpSpecification({"x": _INTEGER}, _FLOAT),
     _qc.encode.default: OpSpecification({"x": _FLOAT}, frozenset({torch.uint8})),
     _qc.decode.default: OpSpecification({"codes": frozenset({torch.uint8})}, _FLOAT),
+    _qc.scale_groups.default: _GROUPS,
 }
 
 _FLOAT_ATTRIBUTES = (float, int, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)

@@ -74,6 +74,7 @@ CASES: dict[str, tuple[Tensor, Callable[[Tensor], Tensor]]] = {
     "multiply-broadcast": (integers(*IMAGE), lambda x: qc.multiply(x, qc.sum(x, [2, 3], True, 0), 3, 0)),
     "lookup": (integers(*IMAGE), lambda x: qc.lookup(x, integers(256, dtype=torch.int8), 8, True)),
     "lookup-per-channel": (integers(*IMAGE), lambda x: qc.lookup(x, integers(4, 256, dtype=torch.int16), 16, True)),
+    "scale_groups": (integers(6, 7, 2, dtype=torch.int8), lambda x: qc.scale_groups(x, x[:, :3, 0], 3)),
     "matmul": (integers(*IMAGE), lambda x: qc.matmul(x, x.transpose(-2, -1), 3, 4)),
     "softmax": (integers(*IMAGE), lambda x: qc.softmax(x, arithmetic.exponential_table(0.1), None, "table", [], 8)),
     "softmax-16": (integers(*IMAGE, dtype=torch.int8), lambda x: qc.softmax(x, arithmetic.exponential_table(0.1), None, "table", [], 16)),

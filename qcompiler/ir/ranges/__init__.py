@@ -95,6 +95,7 @@ _RULES: dict[Callable[..., Any], Rule] = {
     _qc.convolution.default: products.convolution,
     _qc.linear.default: products.linear,
     _qc.matmul.default: products.matmul,
+    _qc.scale_groups.default: products.scale_groups,
     _qc.softmax.default: rows.softmax,
     _qc.normalize.default: rows.normalize,
     _qc.nonlinear.default: rows.nonlinear,

@@ -11,6 +11,7 @@ from torch import fx
 from qcompiler.errors import VerificationError
 from qcompiler.ir.edit import argument, constant_value
 from qcompiler.ir.provenance import describe
+from qcompiler.ir.quantized_constants import integer_constant
 from qcompiler.ir.types import INT32, IntegerRange, IntegerType
 
 _MOST_INTERVALS = 1 << 16  # kept for one value; past it they are united over the innermost dimensions
@@ -132,7 +133,7 @@ def at_ends(node: fx.Node, operands: Mapping[str, Bounds]) -> Bounds:
 
 def constant_of(node: fx.Node, name: str) -> torch.Tensor:
     """The constant argument ``name`` as int64."""
-    tensor = constant_value(argument(node, name))
+    tensor = integer_constant(argument(node, name))
     if tensor is None:
         raise VerificationError(f"{describe(node)}: {name} is computed, but must be a constant for its range to be proven")
     return tensor.to(torch.int64)

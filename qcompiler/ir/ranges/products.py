@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from qcompiler.arithmetic import expand_factors
 from qcompiler.ir.edit import argument
 from qcompiler.ir.ranges.bounds import INT32_RANGE, Bounds, Known, constant_of, filled, largest_size, require
 from qcompiler.ir.types import IntegerRange
@@ -73,6 +74,14 @@ def _accumulator(node: fx.Node, x: Bounds, groups: int, shape: tuple[int, ...]) 
         "split the layer's input channels, or quantize weights or activations to fewer bits",
     )
     return bounds
+
+
+def scale_groups(node: fx.Node, known: Known) -> Bounds:
+    """The products themselves: codes and factors are constants."""
+    codes, factors, length = constant_of(node, "codes"), constant_of(node, "factors"), argument(node, "length")
+    inputs = expand_factors(factors, length, codes.shape[1])
+    products = codes * inputs.reshape(*inputs.shape, *[1] * (codes.dim() - 2))
+    return Bounds(products, products)
 
 
 def multiply(node: fx.Node, known: Known) -> Bounds:
