@@ -66,3 +66,22 @@ PASSES: dict[str, str] = {
     "fuse-clamp": "qcompiler.passes.optimize.fuse_clamp:FuseClamp",
     "fuse-lookup": "qcompiler.passes.optimize.fuse_lookup:FuseLookup",
 }
+
+# Sensitivity metrics, and functions that look at a program without changing it: in the same form.
+METRICS: dict[str, str] = {
+    "activation-statistics": "qcompiler.passes.allocate.metrics.activation_statistics:ActivationStatistics",
+    "fisher": "qcompiler.passes.allocate.metrics.fisher:Fisher",
+    "hessian-trace": "qcompiler.passes.allocate.metrics.hessian_trace:HessianTrace",
+    "kl-divergence": "qcompiler.passes.allocate.metrics.kl_divergence:KlDivergence",
+    "loss": "qcompiler.passes.allocate.metrics.loss:MeasuredLoss",
+    "perturbation": "qcompiler.passes.allocate.metrics.perturbation:Perturbation",
+    "relevance": "qcompiler.passes.allocate.metrics.relevance:Relevance",
+    "sqnr-layer": "qcompiler.passes.allocate.metrics.sqnr_layer:SqnrLayer",
+    "sqnr-output": "qcompiler.passes.allocate.metrics.sqnr_output:SqnrOutput",
+    "taylor": "qcompiler.passes.allocate.metrics.taylor:Taylor",
+}
+
+ANALYSES: dict[str, str] = {
+    "sensitivity": "qcompiler.passes.allocate.measure:measure",
+    "synthesize": "qcompiler.passes.allocate.synthetic:synthesize",
+}

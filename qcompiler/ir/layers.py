@@ -113,7 +113,7 @@ def as_layer(node: object) -> Layer | None:
     bias = edit.constant_value(bias_node)
     if weight is None or (bias is None) != (bias_node is None):
         return None
-    matrix = _matrix(node, weight.double())
+    matrix = matrix_form(node, weight.double())
     outputs = matrix.shape[0] * matrix.shape[1]
     return Layer(node, matrix, torch.zeros(outputs, dtype=torch.float64) if bias is None else bias.double())
 
@@ -131,7 +131,8 @@ def write_layer(graph_module: fx.GraphModule, layer: Layer, made_by: str) -> Non
     node.meta["provenance"] = derive([node], made_by)
 
 
-def _matrix(node: fx.Node, weight: torch.Tensor) -> torch.Tensor:
+def matrix_form(node: fx.Node, weight: torch.Tensor) -> torch.Tensor:
+    """A weight of the layer that ``node`` calls as [groups, outputs / groups, inputs / groups, taps]."""
     if node.target is _aten.linear.default:
         return weight.reshape(1, *weight.shape, 1)
     groups = int(edit.argument(node, "groups"))

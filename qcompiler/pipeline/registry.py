@@ -1,8 +1,8 @@
 """Passes and back ends by name. A name is a string in a table until it is used; only then is the module behind it imported.
 
 The built-in tables are ``qcompiler.passes.PASSES`` and ``qcompiler.backends.BACKENDS``. Third parties add theirs through the
-entry-point groups ``qcompiler.passes``, ``qcompiler.backends`` and ``qcompiler.exporters``: each entry point names such a table, a
-mapping from names to ``"module:object"``.
+entry-point groups ``qcompiler.passes``, ``qcompiler.backends``, ``qcompiler.exporters`` and ``qcompiler.metrics`` (of sensitivity): each
+entry point names such a table, a mapping from names to ``"module:object"``. ``qcompiler.analyses`` are functions that look at programs.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from qcompiler.errors import QCompilerError, TargetError, UnknownNameError
 
@@ -25,6 +25,8 @@ _BUILT_IN = {
     "qcompiler.passes": "qcompiler.passes:PASSES",
     "qcompiler.backends": "qcompiler.backends:BACKENDS",
     "qcompiler.exporters": "qcompiler.backends:EXPORTERS",
+    "qcompiler.metrics": "qcompiler.passes:METRICS",
+    "qcompiler.analyses": "qcompiler.passes:ANALYSES",
 }
 
 
@@ -59,6 +61,21 @@ def find_backend(name: str) -> Backend:
 def find_exporter(name: str) -> Exporter:
     """The exporter called ``name``."""
     return cast("Exporter", _find("exporter", "qcompiler.exporters", name))
+
+
+def metric_names() -> tuple[str, ...]:
+    """Names of all registered sensitivity metrics, sorted."""
+    return tuple(sorted(_table("qcompiler.metrics")))
+
+
+def find_metric(name: str) -> Any:
+    """The class of the sensitivity metric called ``name`` (``passes/allocate/metrics``)."""
+    return _find("metric", "qcompiler.metrics", name)
+
+
+def find_analysis(name: str) -> Callable[..., Any]:
+    """The function called ``name`` that looks at a program without changing it."""
+    return cast("Callable[..., Any]", _find("analysis", "qcompiler.analyses", name))
 
 
 def target_names() -> tuple[str, ...]:
