@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from qcompiler.backends.onnx import masks, movement, pooling, products, requantization, tables, traced
+from qcompiler.backends.onnx import hadamard, masks, movement, pooling, products, requantization, tables, traced
 from qcompiler.backends.onnx.border import dequantize, quantize_exactly
 from qcompiler.backends.onnx.graph import GraphWriter
 from qcompiler.backends.onnx.program import ProgramWriter
@@ -15,7 +15,7 @@ from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.stages import target_names
 from qcompiler.ir.types import Stage
 
-_MODULES = (masks, movement, pooling, products, requantization, tables, traced)
+_MODULES = (hadamard, masks, movement, pooling, products, requantization, tables, traced)
 _KNOWN = target_names(Stage.INTEGER)
 WRITERS: dict[str, Writer] = {name: writer for module in _MODULES for name, writer in module.WRITERS.items() if name in _KNOWN}
 

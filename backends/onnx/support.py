@@ -28,6 +28,7 @@ _NOTES: Mapping[str, str] = {
     "qc.matmul.default": "MatMulInteger of unsigned bytes, 16 bits byte by byte",
     "qc.requantize.default": "the parameters must be constants",
     "qc.add.default": "the parameters must be constants",
+    "qc.hadamard.default": "products with matrices of +-1",
     "qc.lookup.default": "the table must be constant",
     "qc.bucketize.default": "the boundaries must be constants; a table up to 16 bits, else a binary search",
     "qc.softmax.default": "every form; rows of a fixed or an open length",

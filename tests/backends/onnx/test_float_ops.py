@@ -61,6 +61,7 @@ IMAGE: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: F.softmax(x, -1),
     "softmax_channels": lambda x: F.softmax(x, 1),
     "normalize": lambda x: F.normalize(x, dim=-1),
+    "hadamard": lambda x: torch.ops.qc.hadamard(x.permute(0, 2, 3, 1), 4),
     "layer_norm_plain": lambda x: F.layer_norm(x, (9,)),
     "rms_norm": lambda x: F.rms_norm(x, (9,), torch.arange(9.0)),
     "masked_fill": lambda x: x.masked_fill(x > 0.2, -1.0),

@@ -157,6 +157,8 @@ CASES: dict[str, Case] = {
         if arithmetic.has_form(function, form)
     },
     "nonlinear_words": lambda p: _nonlinear(p, _words(p, p.rows), "silu", "poly", 0.001, 40000),
+    "hadamard": lambda p: p.call("qc.hadamard", p.call("aten.slice:Tensor", p.rows, 2, 0, 32, 1), 16, 7),
+    "hadamard_words": lambda p: p.call("qc.hadamard", p.call("aten.slice:Tensor", _words(p, p.rows), 2, 0, 24, 1), 24, -700),
     "divide": lambda p: p.call(
         "qc.divide", p.call("qc.sum", p.rows, [1], False, 7), p.call("qc.sum", p.call("qc.clamp", p.rows, 1, 255), [1], False, 0), 8
     ),
