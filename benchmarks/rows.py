@@ -19,6 +19,7 @@ import numpy as np
 
 from kernels import LAUNCHER, aligned, least_seconds, shared_library
 from qcompiler import arithmetic
+from qcompiler.arithmetic.normalize import drops_bits
 from qcompiler.backends.tvm import packing_rows, worker
 from qcompiler.backends.tvm.kernels import (
     Add,
@@ -52,7 +53,7 @@ def layer_norm(rows: int, length: int, output: str = "int8", narrow: bool = Fals
         return Operand(dtype, (length, 1))
 
     return NormalizationKernel(
-        operation=Normalize(0, 1 << 20, True),
+        operation=Normalize(0, 1 << 20, True, drops=drops_bits(length, 2**16 - 1, 1 << 20, True)),
         shape=(rows,),
         length=length,
         operand=lie("int16"),

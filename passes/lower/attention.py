@@ -5,7 +5,7 @@ LayerNorm of a row of N values with scale gamma and offset beta, from the normal
     gamma (x - mean) / sqrt(variance + epsilon) + beta  =  y sqrt(N) u gamma  +  s_beta q_beta
 
 One ``qc.add`` computes the right side with one rounding: operand a is y with the multiplier of ``sqrt(N) u gamma / s`` for each
-channel, negative where gamma is, operand b the constant ``q_beta = rint(beta / s_beta)`` in int16. Nothing is divided by gamma, also not
+channel, negative where gamma is, operand b the constant ``q_beta = rint(beta / s_beta)`` of 24 bits. Nothing is divided by gamma, also not
 for the forms of I-ViT and I-BERT, whose papers add ``floor(beta / gamma / (sqrt(N) u))`` to y: that differs by less than a step of y, and
 does not exist where gamma is 0. RMSNorm has no mean; L2 normalization neither sqrt(N) nor an affine part.
 """
@@ -23,7 +23,7 @@ from qcompiler.errors import VerificationError
 from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
 from qcompiler.ir.provenance import describe
-from qcompiler.ir.types import INT16, INT32, IntegerType, QuantizedType, probability_type
+from qcompiler.ir.types import INT32, IntegerType, QuantizedType, probability_type
 from qcompiler.passes.lower.lowering import (
     IntegerValue,
     Lowering,
@@ -37,8 +37,8 @@ from qcompiler.passes.lower.lowering import (
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
 
-_LARGEST_EPSILON = (1 << 62) - 1
 _BYTE, _WIDE = 8, 16
+_LARGEST_OFFSET = (1 << 23) - 1  # a step of 16 bits would be up to 0.004 of a step of the result
 
 
 def matmul(lowering: Lowering, node: fx.Node) -> Value:
@@ -55,7 +55,7 @@ def softmax(lowering: Lowering, node: fx.Node) -> Value:
     x, drop = _scores(lowering, node)
     if argument(node, "dim") not in (-1, x.node.meta["val"].ndim - 1):
         raise unsupported(node, f"it runs over dimension {argument(node, 'dim')}, not the last", "permute the values around it")
-    form = lowering.functions.softmax
+    form = _softmax_form(lowering, x)
     try:
         table, constants = arithmetic.softmax_parameters(form, float(x.scale))
     except VerificationError as error:
@@ -103,7 +103,8 @@ def l2_normalize(lowering: Lowering, node: fx.Node) -> Value:
         raise unsupported(node, f"its eps is more than the step {float(x.scale):.3g} of its input", "use a smaller eps")
     form = lowering.functions.normalize
     normalized = lowering.call(_qc.normalize.default, x.node, x.zero_point, 0, False, form, name=f"{node.name}_normalized")
-    return lowering.round_accumulator(IntegerValue(normalized, torch.tensor(arithmetic.normalized_scale(form)).double(), 0, INT32))
+    unit = arithmetic.normalized_scale(form, x.node.meta["val"].shape[-1], centre=False)
+    return lowering.round_accumulator(IntegerValue(normalized, torch.tensor(unit, dtype=torch.float64), 0, INT32))
 
 
 LOWERINGS: dict[object, LoweringFunction] = {
@@ -121,12 +122,17 @@ def _scores(lowering: Lowering, node: fx.Node) -> tuple[IntegerValue, fx.Node | 
     value = lowering.values.get(operand)
     masked = value if isinstance(value, Masked) else None
     scores = masked.scores if masked is not None else lowering.integers(operand)
-    form = lowering.functions.softmax
+    form = _softmax_form(lowering, scores)
     most = _BYTE if form == "table" else _WIDE
     if scores.integer.bits > most or scores.scale.numel() != 1:
         advice = "quantize them to 8 bits, or lower with softmax=poly" if form == "table" else "quantize them to 16 bits at most"
         raise unsupported(node, f"its scores are {scores.integer} and form '{form}' takes {most} bits of one scale", advice)
     return scores, masked.drop if masked is not None else None
+
+
+def _softmax_form(lowering: Lowering, scores: IntegerValue) -> str:
+    form = lowering.functions.softmax
+    return form if form != "auto" else "table" if scores.integer.bits <= _BYTE else "poly"
 
 
 def _bits_of_reader(node: fx.Node, default: int) -> int:
@@ -149,10 +155,11 @@ def _normalized(lowering: Lowering, node: fx.Node, centre: bool, epsilon: float)
     length = x.node.meta["val"].shape[-1]
     rounded = arithmetic.integer_epsilon(epsilon, float(x.scale), length, centre) if form == "newton" else 0
     name = f"{node.name}_normalized"
-    normalized = lowering.call(_qc.normalize.default, x.node, x.zero_point, min(rounded, _LARGEST_EPSILON), centre, form, name=name)
+    normalized = lowering.call(_qc.normalize.default, x.node, x.zero_point, rounded, centre, form, name=name)
     gamma = _affine(node, "weight", length, 1.0)
+    slope = gamma * math.sqrt(length) * arithmetic.normalized_scale(form, length, centre)
     beta = _affine(node, "bias", length, 0.0) if centre else torch.zeros(length, dtype=torch.float64)
-    return _affine_rounding(lowering, node, normalized, gamma * math.sqrt(length) * arithmetic.normalized_scale(form), beta)
+    return _affine_rounding(lowering, node, normalized, slope, beta)
 
 
 def _affine_rounding(lowering: Lowering, node: fx.Node, normalized: fx.Node, slope: torch.Tensor, beta: torch.Tensor) -> Unrounded:
@@ -163,7 +170,7 @@ def _affine_rounding(lowering: Lowering, node: fx.Node, normalized: fx.Node, slo
         bound = lowering.magnitude(IntegerValue(normalized, torch.ones(()), 0, INT32))
         factors = slope.abs() / quantized.scale[0], offset.scale / quantized.scale[0]
         try:
-            dyadic = arithmetic.choose_residual(factors[0], bound, factors[1], torch.tensor(INT16.high))
+            dyadic = arithmetic.choose_residual(factors[0], bound, factors[1], torch.tensor(_LARGEST_OFFSET))
         except VerificationError as error:
             raise VerificationError(f"{describe(node)}: {error}") from error
         multiplier_a = torch.where(slope < 0, -dyadic.multiplier_a, dyadic.multiplier_a)
@@ -192,6 +199,6 @@ def _affine(node: fx.Node, name: str, length: int, default: float) -> torch.Tens
 def _quantized_offset(lowering: Lowering, node: fx.Node, beta: torch.Tensor) -> IntegerValue:
     """q_beta and s_beta of the module's formula."""
     largest = float(beta.abs().max())
-    scale = torch.tensor(largest / INT16.high if largest > 0 else 1.0, dtype=torch.float64)
-    integers = lowering.constant(f"{node.name}_offset", torch.round(beta / scale).to(torch.int16))
-    return IntegerValue(integers, scale, 0, INT16)
+    scale = torch.tensor(largest / _LARGEST_OFFSET if largest > 0 else 1.0, dtype=torch.float64)
+    integers = lowering.constant(f"{node.name}_offset", torch.round(beta / scale).to(torch.int32))
+    return IntegerValue(integers, scale, 0, INT32)

@@ -1,16 +1,17 @@
-"""Integer normalization of rows, the core of LayerNorm and RMSNorm: (x - mean) / sqrt(sum (x - mean)^2 + epsilon) in Q29.
+"""Integer normalization of rows, the core of LayerNorm and RMSNorm: (x - mean) / sqrt(variance + epsilon) without a rounded mean.
 
-For a row of N integers (any scale and zero point: both cancel)::
+For a row of N integers (any scale and zero point z: both cancel)::
 
-    c = N * x - sum(x)                        exact: no mean is rounded   (RMSNorm: c = x)
-    h = max(0, bit length of max|c| - B)      B: magnitude bits kept, so that N * 4^B <= 2^30
-    d = (c + 2^(h-1)) >> h                    (h = 0: d = c)
-    V = max(1, sum(d^2) + (epsilon >> 2h))
-    k = the shift that brings V << 2k to 2^28 or more, below 2^31
-    r = 2^33 / sqrt(V << 2k)                  by integer Newton steps
-    y = d * ((r << k) >> 4)                   ~ 2^29 * d / sqrt(V)
+    LayerNorm:    c = N x - sum(x)      V = max(1, N sum(x^2) - sum(x)^2 + epsilon)      g = ceil(log2(N) / 2)
+    RMSNorm, L2:  c = x - z             V = max(1, sum(c^2) + epsilon)                   g = 0
 
-LayerNorm(x) = y * sqrt(N) * 2^-29 * gamma + beta: the affine part is one ``qc::add`` with a multiplier a channel.
+    w = V << 2j                         in [2^60, 2^62)
+    r = 2^46 / sqrt(w >> 30)            by integer Newton steps, in [2^30, 2^31)
+    t = c 2^(j - g)                     where j < g: rounded, half up
+    y = (t r) >> 32                     ~ 2^(29 - g) c / sqrt(V)
+
+No bit of a sum or of a deviation is dropped (but where j < g, beyond 2^-23 of the row's deviation), so y is within 2.25 units of the real
+number: ``docs/arithmetic.md``, section 8. LayerNorm(x) = y 2^(g - 29) gamma + beta: one ``qc::add`` with a multiplier a channel.
 """
 
 from __future__ import annotations
@@ -24,33 +25,43 @@ from qcompiler.arithmetic.reciprocal import bit_length
 
 NORMALIZE_FORMS = ("newton", "i-layernorm", "i-bert")
 OUTPUT_FRACTION_BITS = 29
-# newton: |d| <= sqrt(V), and the reciprocal root is at most 2^-28 too large; the papers' forms halve a product below 2^31.
-OUTPUT_BOUND = (1 << OUTPUT_FRACTION_BITS) + 4
+# newton: |c| <= sqrt(V) 2^g, and r is at most 2^-29 too large; the papers' forms halve a product below 2^31.
+OUTPUT_BOUND = (1 << OUTPUT_FRACTION_BITS) + 2
 OUTPUT_BOUNDS = {"newton": OUTPUT_BOUND, "i-layernorm": 1 << 30, "i-bert": 1 << 30}
-MAXIMUM_ROW = 1 << 13  # N * (x - mean) fits int32 for x - zero_point of 17 bits
-LARGEST_EPSILON = 1 << 29  # in reduced units; beyond any sum of squares, it only has to stay there
-ROOT_START = 488000  # of the line 488000 - 5 v / 2^15 that the Newton steps start from
+MAXIMUM_ROW = 1 << 13  # N sum(x^2) stays below 2^58 for differences of 16-bit integers
+LARGEST_EPSILON = 1 << 61  # V stays below 2^62
+POWER_BITS = 62  # of w
+ROOT_START, ROOT_SLOPE = 2_290_062_000, 19_969  # of the line ROOT_START - (ROOT_SLOPE v >> 16) that the Newton steps start from
 ROOT_STEPS = 4
 
 
-def magnitude_bits(length: int) -> int:
-    """B of the module's formula: the most bits, 11 at most, for which the sum of ``length`` squares stays within 2^30."""
-    return min(11, (30 - math.ceil(math.log2(length))) // 2)
+def guard_bits(length: int, centre: bool) -> int:
+    """g of the module's formula: |c| <= sqrt(V) 2^g, as one deviation alone can be sqrt(N - 1) times the root of their mean square."""
+    return (length - 1).bit_length() + 1 >> 1 if centre else 0
+
+
+def drops_bits(length: int, span: int, epsilon: int, centre: bool) -> bool:
+    """Whether j < g for some row whose integers lie within ``span`` of each other: where V has more than 62 - 2g bits."""
+    # The squares of N deviations are largest where half of the elements lie at either end.
+    return centre and (length * span) ** 2 // 4 + epsilon >> (POWER_BITS - 2 * guard_bits(length, centre)) > 0
 
 
 def integer_epsilon(epsilon: float, scale: float, length: int, centre: bool) -> int:
-    """The epsilon of a LayerNorm (RMSNorm: ``centre`` false) in squared units of c, for an input of step ``scale``."""
-    factor = length**3 if centre else length
-    return round(factor * epsilon / scale**2)
+    """The epsilon of a LayerNorm (RMSNorm: ``centre`` false) in units of V, for an input of step ``scale``; at most LARGEST_EPSILON."""
+    factor = length**2 if centre else length
+    return min(round(factor * epsilon / scale**2), LARGEST_EPSILON)
 
 
-def normalized_scale(form: str) -> float:
+def normalized_scale(form: str, length: int, centre: bool) -> float:
     """One unit of the result of ``normalize``, whose rows have unit length: times sqrt(N) it is LayerNorm before its affine part."""
-    return 2.0**-OUTPUT_FRACTION_BITS if form == "newton" else 2.0**-30
+    if form != "newton":
+        return 2.0**-30
+    unit = 2.0 ** (guard_bits(length, centre) - OUTPUT_FRACTION_BITS)
+    return unit / math.sqrt(length) if centre else unit
 
 
 def normalize(x: torch.Tensor, zero_point: int, epsilon: int, centre: bool, form: str) -> torch.Tensor:
-    """int32 rows y with y * normalized_scale(form) = c / sqrt(sum c^2 + epsilon), over the last dimension; x of at most 16 bits.
+    """int32 rows y of unit length, times ``normalized_scale``, over the last dimension; x of at most 16 bits.
 
     ``newton`` is the module's formula; ``i-layernorm`` (I-ViT) and ``i-bert`` are the papers' functions, which know no epsilon.
     """
@@ -64,24 +75,33 @@ def normalize(x: torch.Tensor, zero_point: int, epsilon: int, centre: bool, form
 
 def _normalize_newton(wide: torch.Tensor, epsilon: int, centre: bool) -> torch.Tensor:
     length = wide.shape[-1]
-    centred = wide * length - wide.sum(dim=-1, keepdim=True) if centre else wide
-    shift = (bit_length(centred.abs().amax(dim=-1, keepdim=True)).to(torch.int64) - magnitude_bits(length)).clamp(min=0)
-    rounding = (torch.ones_like(shift) << shift) >> 1
-    reduced = (centred + rounding) >> shift
-    reduced_epsilon = (torch.full_like(shift, epsilon) >> (2 * shift)).clamp(max=LARGEST_EPSILON)
-    power = ((reduced * reduced).sum(dim=-1, keepdim=True) + reduced_epsilon).clamp(min=1)
-    even = (30 - bit_length(power).to(torch.int64)).clamp(min=0) >> 1
-    root = reciprocal_square_root(power << (2 * even))
-    return (reduced * ((root << even) >> 4)).to(torch.int32)
+    power = (wide * wide).sum(dim=-1, keepdim=True)
+    if centre:
+        total = wide.sum(dim=-1, keepdim=True)
+        wide, power = wide * length - total, power * length - total * total
+    power = (power + epsilon).clamp(min=1)
+    even = (POWER_BITS - _bit_length(power)) >> 1
+    root = reciprocal_square_root((power << (2 * even)) >> 30)
+    lift = even - guard_bits(length, centre)
+    drop = (-lift).clamp(min=0)
+    rounding = (torch.ones_like(drop) << drop) >> 1
+    scaled = ((wide << lift.clamp(min=0)) + rounding) >> drop
+    return ((scaled * root) >> 32).to(torch.int32)
+
+
+def _bit_length(x: torch.Tensor) -> torch.Tensor:
+    """``bit_length`` of integers below 2^62, which float64 does not hold."""
+    high = x >> 31
+    return torch.where(high > 0, bit_length(high) + 31, bit_length(x & ((1 << 31) - 1))).to(torch.int64)
 
 
 def reciprocal_square_root(v: torch.Tensor) -> torch.Tensor:
-    """2^33 / sqrt(v) for int64 v in [2^28, 2^31): Newton steps y += y * (1 - v y^2 / 2^66) / 2.
+    """2^46 / sqrt(v) for int64 v in [2^30, 2^32): Newton steps y += y * (1 - v y^2 / 2^92) / 2. Less than 2^31.
 
-    The line that starts them is within 20 % on the whole interval, so that four steps leave only the last roundings.
+    The line that starts them is within 8.6 %, so that four steps leave only their floors: it is off by less than 1.5, as all v show.
     """
-    y = ROOT_START - ((5 * v) >> 15)
+    y = ROOT_START - ((ROOT_SLOPE * v) >> 16)
     for _ in range(ROOT_STEPS):
-        square = (y * y) >> 8
-        y = (y * ((3 << 30) - ((v * square) >> 28))) >> 31
+        square = (y * y) >> 31
+        y = (y * ((3 << 30) - ((v * square) >> 31))) >> 31
     return y

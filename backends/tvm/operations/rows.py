@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
-from qcompiler.arithmetic.normalize import OUTPUT_BOUNDS
+from qcompiler.arithmetic.normalize import OUTPUT_BOUNDS, drops_bits
 from qcompiler.backends.tvm.fuse_rows import affine_constants, computed_side, other_side
 from qcompiler.backends.tvm.kernels import (
     ITEM_SIZE,
@@ -167,7 +167,7 @@ def normalization(planner: Planner, fusion: RowFusion) -> None:
     outer, walks = loop_nest(shape[:-1], [view.select(len(shape) - 1, 0) for view in views.values()])
     operands = {name: dataclasses.replace(walk, strides=(*walk.strides, 1)) for name, walk in zip(views, walks, strict=True)}
     kernel = NormalizationKernel(
-        operation=_normalize_operation(fusion.root),
+        operation=_newton_operation(planner, fusion),
         shape=outer,
         length=maximum(shape[-1]),
         addition=add_operation(addition) if addition is not None else None,
@@ -180,6 +180,13 @@ def normalization(planner: Planner, fusion: RowFusion) -> None:
     pointers = {name: (view.storage, pointer_offset(view) * ITEM_SIZE[view.dtype]) for name, view in views.items()}
     arguments = [*(pointers[name] for name in inputs), *parameters, *(pointers[name] for name in outputs)]
     planner.call(kernel, arguments, *fusion.nodes)
+
+
+def _newton_operation(planner: Planner, fusion: RowFusion) -> Normalize:
+    operation = _normalize_operation(fusion.root)
+    x = planner.tensors[argument(fusion.root, "x")]
+    span = (1 << 8 if x.dtype in (torch.int8, torch.uint8) else 1 << 16) - 1
+    return dataclasses.replace(operation, drops=drops_bits(x.shape[-1], span, argument(fusion.root, "epsilon"), operation.centre))
 
 
 def _is_stored(planner: Planner, fusion: RowFusion, node: fx.Node) -> bool:

@@ -257,7 +257,12 @@ def dot_bytes(total: Expr, unsigned: Expr, signed: Expr) -> Expr:
 
 def dot_words(total: Expr, x: Expr, y: Expr) -> Expr:
     """vpmaddwd and vpaddd: adds to each int32 lane two products of int16."""
-    return T.Bind(total + _intrinsic(f"llvm.x86.{_MULTIPLY_ADD_WORDS[bits(total)]}", f"int32x{lanes(total)}", x, y))
+    return T.Bind(total + multiply_words(x, y))
+
+
+def multiply_words(x: Expr, y: Expr) -> Expr:
+    """vpmaddwd: sums of two products of int16, modulo 2^32."""
+    return _intrinsic(f"llvm.x86.{_MULTIPLY_ADD_WORDS[bits(x)]}", f"int32x{lanes(x) // 2}", x, y)
 
 
 def dot_word_pairs(total: Expr, x: Expr, y: Expr) -> Expr:

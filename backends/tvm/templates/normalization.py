@@ -1,16 +1,15 @@
 """Fused normalization of rows: residual add, LayerNorm or RMSNorm, affine part, narrower copy; all exact, 32 bits an element.
 
-Formulas: ``arithmetic.normalize`` (c, h, d, V, k, r, y below are its names), ``arithmetic.residual_add``, ``arithmetic.requantize``.
+Formulas: ``arithmetic.normalize`` (c, V, g, j, w, r, t, y below are its names), ``arithmetic.residual_add``, ``arithmetic.requantize``.
 
-A task is a block of eight rows. What is one number a row (the sum, h, V, the Newton steps) is computed for all eight at once in the
-lanes of a vector, so that no row waits for the latency of another one's:
+A task is a block of eight rows. What is one number a row (V, j, the Newton steps) is computed for all eight at once in the lanes of a
+vector, so that no row waits for the latency of another one's:
 
-1. sum, largest and smallest element of each row (vpmaddwd by ones, vpmaxsw, vpminsw);
-2. ``N x - sum`` is monotone in x, so its largest magnitude, and with it h, follows from the largest and smallest x;
-3. d of each row, kept on the stack, and V. |d| <= 2^11, so vpmaddwd squares it;
-4. r for eight rows in 64-bit lanes: every factor is below 2^32, hence vpmuludq;
-5. y = d F with F = (r << k) >> 4, the affine part, the narrower copy. Channels are the outer loop: a channel's parameters are read once
-   for eight rows.
+1. sums of the elements and of their squares (vpmaddwd). A pair of squares of 16 bits fills 32 bits without sign: it is added to one of
+   two sums of 64-bit lanes by its place, and nothing carries;
+2. V by 64-bit integers, r for eight rows in 64-bit lanes: every factor is below 2^32, hence vpmuludq;
+3. t = (x A + B) >> d with A = N << max(j - g, 0), B = rounding - (sum << max(j - g, 0)), modulo 2^32: t itself is in between, as it fits;
+4. y, the affine part, the narrower copy, row by row.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from qcompiler.arithmetic.normalize import LARGEST_EPSILON, ROOT_START, ROOT_STEPS, magnitude_bits
+from qcompiler.arithmetic.normalize import POWER_BITS, ROOT_SLOPE, ROOT_START, ROOT_STEPS, guard_bits
 from qcompiler.backends.tvm import packing_rows
 from qcompiler.backends.tvm.kernels import Add, NormalizationKernel, Operand, Requantize, RowAffine
 from qcompiler.backends.tvm.templates import emission as e
@@ -90,120 +89,86 @@ class _Normalization:
         def start(operand: Operand, row: Expr) -> Expr:
             return v.position(operand, [*outer, first + row] if has_rows else [])
 
-        padded = -(-self._length // self._words) * self._words
-        reduced = e.scratch(_BLOCK * padded, "int32")
-        sums, magnitudes, powers = (e.scratch(_BLOCK, "int32") for _ in range(3))
-        for buffer in (sums, magnitudes, powers):
-            e.store(buffer, 0, e.constant(0, "int32", _BLOCK))
+        sums, powers = e.scratch(_BLOCK, "int32"), e.scratch(_BLOCK, "int64")
+        e.store(sums, 0, e.constant(0, "int32", _BLOCK))
+        e.store(powers, 0, e.constant(1, "int64", _BLOCK))
         source: Callable[[Expr], tuple[Buffer, Expr]] = lambda row: (self._buffers["operand"], start(kernel.operand, row))  # noqa: E731
         if kernel.addition is not None:
             source = self._add_rows(kernel.addition, rows, start)
         with T.serial(0, rows) as row:
-            self._measure(*source(row), row, sums, magnitudes)
-        shifts = e.scratch(_BLOCK, "int32")
-        bits = T.Bind(e.constant(32, "int32", _BLOCK) - v.leading_zeros(e.load(magnitudes, 0, _BLOCK)))
-        e.store(shifts, 0, v.maximum(bits - v.like(bits, magnitude_bits(self._length)), v.like(bits, 0)))
-        with T.serial(0, rows) as row:
-            self._reduce(*source(row), row, sums, shifts, reduced, powers)
-        factors = e.scratch(_BLOCK, "int32")
-        factor = self._factors(e.load(powers, 0, _BLOCK), e.load(shifts, 0, _BLOCK))
-        if kernel.affine is not None and kernel.affine.pre_shift is not None:
-            factor = _shifted_left(factor, kernel.affine.pre_shift)
-        e.store(factors, 0, factor)
-        self._scale(rows, reduced, factors, start)
+            self._measure(*source(row), row, sums, powers)
+        self._scale(rows, source, self._parameters_of_rows(e.load(sums, 0, _BLOCK), e.load(powers, 0, _BLOCK)), start)
 
-    def _measure(self, buffer: Buffer, start: Expr, row: Expr, sums: Buffer, magnitudes: Buffer) -> None:
-        """The row's sum and the largest magnitude of c; in 16-bit lanes but for an int32 operand, which then has unsigned 16 bits."""
+    def _measure(self, buffer: Buffer, start: Expr, row: Expr, sums: Buffer, powers: Buffer) -> None:
+        """What c subtracts, and V."""
         kind, lanes = ("int32", self._lanes) if self._kernel.operand.dtype == "int32" else ("int16", self._words)
-        limits = (-(2**31), 2**31 - 1) if kind == "int32" else (-(2**15), 2**15 - 1)
+        is_byte = self._kernel.addition is None and self._kernel.operand.dtype in ("int8", "uint8")
         total, ones = v.Register(e.constant(0, "int32", self._lanes)), e.constant(1, "int16", lanes)
-        largest, smallest = (v.Register(e.constant(limit, kind, lanes)) for limit in limits)
+        squares = _NarrowSum(self._lanes) if is_byte else _WideSum(self._lanes)
 
         def step(at: Expr, rest: Expr | None) -> None:
             loaded = e.load(buffer, start + at, lanes)
-            x = loaded if v.element(loaded) == kind else e.cast(loaded, kind)
-            largest.set(v.maximum(largest.value, v.only_first(x, rest, limits[0])))
-            smallest.set(v.minimum(smallest.value, v.only_first(x, rest, limits[1])))
-            if self._kernel.operation.centre:
-                terms = v.only_first(x, rest, 0)
-                total.set(T.Bind(total.value + terms) if kind == "int32" else e.dot_words(total.value, terms, ones))
+            x = v.only_first(loaded if v.element(loaded) == kind else e.cast(loaded, kind), rest, 0)
+            total.set(T.Bind(total.value + x) if kind == "int32" else e.dot_words(total.value, x, ones))
+            squares.add(T.Bind(x * x) if kind == "int32" else e.multiply_words(x, x))
 
         v.over_row(self._length, lanes, step)
-        high, low = (T.Bind(T.cast(v.reduce(*each), "int32")) for each in (("smax", largest.value), ("smin", smallest.value)))
+        total_wide, square = T.Bind(T.cast(v.reduce("add", total.value), "int64")), squares.result()
         if self._kernel.operation.centre:
-            average = v.reduce("add", total.value)
-            above, below = T.Bind(high * self._length - average), T.Bind(average - low * self._length)
+            subtracted = total_wide
+            power = T.Bind(square * self._length - total_wide * total_wide)
         else:
-            average = T.Bind(e.number(self._kernel.operation.zero_point, "int32"))
-            above, below = T.Bind(high - average), T.Bind(average - low)
-        T.buffer_store(sums, average, [row])
-        T.buffer_store(magnitudes, v.maximum(above, below), [row])
+            subtracted = T.Bind(e.number(self._kernel.operation.zero_point, "int64"))
+            power = T.Bind(square - subtracted * (total_wide * 2 - subtracted * self._length))
+        epsilon = e.number(self._kernel.operation.epsilon, "int64")
+        T.buffer_store(sums, T.cast(subtracted, "int32"), [row])
+        T.buffer_store(powers, T.max(power + epsilon, T.int64(1)), [row])
 
-    def _reduce(self, buffer: Buffer, start: Expr, row: Expr, sums: Buffer, shifts: Buffer, reduced: Buffer, powers: Buffer) -> None:
-        """d of the row, and the sum of its squares."""
-        shift = T.Bind(T.bitwise_and(shifts[row], 31))
-        rounding = T.Bind(T.shift_right(T.shift_left(T.int32(1), shift), 1))
-        offset, shift = v.splat(T.Bind(rounding - sums[row]), self._lanes), v.splat(shift, self._lanes)
-        length = e.constant(self._length if self._kernel.operation.centre else 1, "int32", self._lanes)
-        total = v.Register(e.constant(0, "int32", self._lanes))
-        row_start = T.Bind(row * (-(-self._length // self._words) * self._words))
-
-        def step(at: Expr, rest: Expr | None) -> None:
-            loaded = e.load(buffer, start + at, self._lanes)
-            value = loaded if v.element(loaded) == "int32" else e.cast(loaded, "int32")
-            d = T.Bind(T.shift_right(T.Bind(value * length) + offset, shift))
-            e.store(reduced, row_start + at, d)
-            magnitude = e.reinterpret(T.Bind(T.abs(v.only_first(d, rest, 0))), "int16")
-            total.set(e.dot_words(total.value, magnitude, magnitude))
-
-        v.over_row(self._length, self._lanes, step)
-        T.buffer_store(powers, v.reduce("add", total.value), [row])
-
-    def _factors(self, squares: Expr, shifts: Expr) -> Expr:
-        """F of eight rows."""
-        # Without a sign, and by an amount of which TVM sees the range (see ``shifts``).
-        twice = e.cast(T.Bind(T.bitwise_and(shifts + shifts, v.like(shifts, 63))), "uint64")
-        epsilon = T.Bind(T.shift_right(e.constant(self._kernel.operation.epsilon, "uint64", _BLOCK), twice))
-        epsilon = e.cast(v.minimum(epsilon, v.like(epsilon, LARGEST_EPSILON)), "int32")
-        power = v.maximum(squares + epsilon, v.like(squares, 1))
-        spare = v.maximum(v.leading_zeros(power) - v.like(power, 2), v.like(power, 0))
-        even = T.Bind(T.shift_right(spare, v.like(spare, 1)))
-        value = e.cast(T.Bind(T.shift_left(power, T.Bind(even + even))), "uint64")
-        root = T.Bind(v.like(value, ROOT_START) - T.shift_right(value * v.like(value, 5), v.like(value, 15)))
-        for _ in range(ROOT_STEPS):
-            square = T.Bind(T.shift_right(v.low_product(root, root), v.like(root, 8)))
-            correction = T.Bind(T.shift_right(v.low_product(value, square), v.like(root, 28)))
-            correction = T.Bind(e.constant(3 << 30, "uint64", _BLOCK) - correction)
-            root = T.Bind(T.shift_right(v.low_product(root, correction), v.like(root, 31)))
-        return e.cast(T.Bind(T.shift_right(T.shift_left(root, e.cast(even, "uint64")), v.like(root, 4))), "int32")
+    def _parameters_of_rows(self, sums: Expr, powers: Expr) -> _Rows:
+        """A, B, d and r of eight rows."""
+        centre = self._kernel.operation.centre
+        # Amounts of which TVM sees the range (see ``shifts``).
+        even = T.Bind(T.shift_right(v.leading_zeros(powers) - v.like(powers, 64 - POWER_BITS), v.like(powers, 1)))
+        twice = T.Bind(T.bitwise_and(even + even, v.like(even, 63)))
+        value = e.cast(T.Bind(T.shift_right(T.shift_left(powers, twice), v.like(powers, 30))), "uint64")
+        lift = T.Bind(e.cast(even, "int32") - e.constant(guard_bits(self._length, centre), "int32", _BLOCK))
+        up, down = (T.Bind(T.bitwise_and(v.maximum(amount, v.like(lift, 0)), v.like(lift, 31))) for amount in (lift, -lift))
+        rounding = T.Bind(T.shift_right(T.shift_left(v.like(down, 1), down), v.like(down, 1)))
+        up = e.cast(up, "uint32")
+        factor = T.Bind(T.shift_left(e.constant(self._length if centre else 1, "uint32", _BLOCK), up))
+        offset = T.Bind(e.cast(rounding, "uint32") - T.shift_left(e.cast(sums, "uint32"), up))
+        vectors = {"factor": factor, "offset": offset, "shift": down, "root": e.cast(_reciprocal_root(value), "int32")}
+        buffers = {name: e.scratch(_BLOCK, v.element(vector)) for name, vector in vectors.items()}
+        for name, vector in vectors.items():
+            e.store(buffers[name], 0, vector)
+        return _Rows(**buffers)
 
     # Outputs
 
-    def _scale(self, rows: Expr, reduced: Buffer, factors: Buffer, start: Callable[[Operand, Expr], Expr]) -> None:
-        kernel, padded = self._kernel, -(-self._length // self._words) * self._words
+    def _scale(
+        self, rows: Expr, source: Callable[[Expr], tuple[Buffer, Expr]], of_rows: _Rows, start: Callable[[Operand, Expr], Expr]
+    ) -> None:
+        kernel = self._kernel
         outputs = [(name, getattr(kernel, name)) for name in ("output", "narrow_output")]
         shared = self._narrowing_parameters(None)
+        with T.serial(0, rows) as row:
+            (buffer, first), normalized = source(row), of_rows.normalization(row, self._lanes, kernel.operation.drops)
+            places = {name: start(operand, row) for name, operand in outputs if operand is not None}
 
-        def step(at: Expr, rest: Expr | None) -> None:
-            channel = self._affine_parameters("", at)
-            narrow = shared or self._narrowing_parameters(at)
-            narrow_channel = self._affine_parameters("narrow_", at) if isinstance(kernel.narrowing, RowAffine) else {}
-            with T.serial(0, rows) as row:
-                y = T.Bind(e.load(reduced, T.Bind(row * padded) + at, self._lanes) * v.splat(T.Bind(factors[row]), self._lanes))
-                # Where all channels share the pre-shift, y has it already.
-                value = y if kernel.affine is None else self._affine(dataclasses.replace(kernel.affine, pre_shift=0), y, channel)
+            def step(at: Expr, rest: Expr | None) -> None:
+                y = normalized(e.load(buffer, first + at, self._lanes))
+                value = y if kernel.affine is None else self._affine(kernel.affine, y, self._affine_parameters("", at))
                 values = {"output": value, "narrow_output": value}
                 if isinstance(kernel.narrowing, RowAffine):
-                    values["narrow_output"] = self._affine(kernel.narrowing, value, narrow_channel)
+                    values["narrow_output"] = self._affine(kernel.narrowing, value, self._affine_parameters("narrow_", at))
                 elif kernel.narrowing is not None:
-                    values["narrow_output"] = self._narrow(value, narrow)
-                for name, operand in outputs:
-                    if operand is not None:
-                        same = v.element(values[name]) == operand.dtype
-                        vector = values[name] if same else e.cast(values[name], operand.dtype)
-                        v.store(self._buffers[name], start(operand, row) + at, vector, rest)
+                    values["narrow_output"] = self._narrow(value, shared or self._narrowing_parameters(at))
+                for name, place in places.items():
+                    dtype = getattr(kernel, name).dtype
+                    vector = values[name] if v.element(values[name]) == dtype else e.cast(values[name], dtype)
+                    v.store(self._buffers[name], place + at, vector, rest)
 
-        v.over_row(self._length, self._lanes, step)
+            v.over_row(self._length, self._lanes, step)
 
     def _affine_parameters(self, prefix: str, at: Expr) -> dict[str, Expr]:
         named = {name: self._buffers.get(prefix + name) for name in ("multiplier", "offset", "pre_shift", "shift")}
@@ -268,6 +233,73 @@ class _Normalization:
 
             v.over_row(self._length, self._lanes, step)
         return lambda row: (sums, place(row))
+
+
+class _NarrowSum:
+    """Of squares of bytes, whose sum over a row fits 32 bits."""
+
+    def __init__(self, lanes: int) -> None:
+        self._total = v.Register(e.constant(0, "int32", lanes))
+
+    def add(self, squares: Expr) -> None:
+        """int32 lanes."""
+        self._total.set(T.Bind(self._total.value + squares))
+
+    def result(self) -> Expr:
+        """int64."""
+        return T.Bind(T.cast(v.reduce("add", self._total.value), "int64"))
+
+
+class _WideSum:
+    """Of lanes of 32 bits without sign."""
+
+    def __init__(self, lanes: int) -> None:
+        self._even, self._odd = (v.Register(e.constant(0, "uint64", lanes // 2)) for _ in range(2))
+
+    def add(self, squares: Expr) -> None:
+        """int32 lanes, read as uint32."""
+        pairs = e.reinterpret(squares, "uint64")
+        self._even.set(T.Bind(self._even.value + T.bitwise_and(pairs, v.like(pairs, 0xFFFFFFFF))))
+        self._odd.set(T.Bind(self._odd.value + T.shift_right(pairs, v.like(pairs, 32))))
+
+    def result(self) -> Expr:
+        """int64."""
+        return T.Bind(T.cast(v.reduce("add", T.Bind(self._even.value + self._odd.value)), "int64"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """A, B (uint32), d and r (int32) of each row of a block."""
+
+    factor: Buffer
+    offset: Buffer
+    shift: Buffer
+    root: Buffer
+
+    def normalization(self, row: Expr, lanes: int, drops: bool) -> Callable[[Expr], Expr]:
+        """From elements of a row to y."""
+        factor, offset = (v.splat(T.Bind(buffer[row]), lanes) for buffer in (self.factor, self.offset))
+        shift = v.splat(T.Bind(T.bitwise_and(self.shift[row], 31)), lanes)
+        root = e.even_lanes(v.splat(T.Bind(self.root[row]), lanes))
+
+        def normalized(x: Expr) -> Expr:
+            wide = x if v.element(x) == "int32" else e.cast(x, "int32")
+            lifted = e.reinterpret(T.Bind(T.Bind(e.reinterpret(wide, "uint32") * factor) + offset), "int32")
+            scaled = T.Bind(T.shift_right(lifted, shift)) if drops else lifted
+            return e.join_high_halves(*(T.Bind(half * root) for half in (e.even_lanes(scaled), e.odd_lanes(scaled))))
+
+        return normalized
+
+
+def _reciprocal_root(value: Expr) -> Expr:
+    """r of eight uint64."""
+    root = T.Bind(v.like(value, ROOT_START) - T.shift_right(v.low_product(value, v.like(value, ROOT_SLOPE)), v.like(value, 16)))
+    for _ in range(ROOT_STEPS):
+        square = T.Bind(T.shift_right(v.low_product(root, root), v.like(root, 31)))
+        correction = T.Bind(T.shift_right(v.low_product(value, square), v.like(root, 31)))
+        correction = T.Bind(e.constant(3 << 30, "uint64", _BLOCK) - correction)
+        root = T.Bind(T.shift_right(v.low_product(root, correction), v.like(root, 31)))
+    return root
 
 
 _ADDITION_PARAMETERS = ("sum_pre_shift_a", "sum_multiplier_a", "sum_pre_shift_b", "sum_multiplier_b")
