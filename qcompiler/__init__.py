@@ -8,8 +8,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from qcompiler.analysis import sensitivity, synthesize
     from qcompiler.api import Module, capture, compile, export_onnx, load, quantize
     from qcompiler.ir.program import Program
+    from qcompiler.sensitivity import SensitivityTable, rank_correlation
 
 __version__ = "0.1.0"
 
@@ -22,9 +24,25 @@ _LAZY = {
     "export_onnx": "qcompiler.api",
     "Module": "qcompiler.api",
     "Program": "qcompiler.ir.program",
+    "sensitivity": "qcompiler.analysis",
+    "synthesize": "qcompiler.analysis",
+    "SensitivityTable": "qcompiler.sensitivity",
+    "rank_correlation": "qcompiler.sensitivity",
 }
 
-__all__ = ["Module", "Program", "capture", "compile", "export_onnx", "load", "quantize"]
+__all__ = [
+    "Module",
+    "Program",
+    "SensitivityTable",
+    "capture",
+    "compile",
+    "export_onnx",
+    "load",
+    "quantize",
+    "rank_correlation",
+    "sensitivity",
+    "synthesize",
+]
 
 
 class _Package(ModuleType):

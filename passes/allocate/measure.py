@@ -6,9 +6,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from qcompiler.calibration.data import CalibrationData
-from qcompiler.errors import CalibrationError
+from qcompiler.errors import CalibrationError, UnknownNameError
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
 from qcompiler.passes.allocate.items import BITS, Items, find_items
@@ -31,23 +32,6 @@ from qcompiler.pipeline.progress import Progress, SilentProgress
 from qcompiler.sensitivity import Item, SensitivityTable
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Which samples are looked at, and how the loss is measured on them.
-
-    samples: at most so many; 0: all. batch: at once, which bounds memory. loss: of the first output. seed: of every random choice.
-    """
-
-    samples: int = 64
-    batch: int = 16
-    loss: Loss = "cross-entropy"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.samples < 0 or self.batch < 1:
-            raise CalibrationError(f"samples must be 0 (all) or more and batch 1 or more, got {self.samples} and {self.batch}")
-
-
 def measure(
     program: Program,
     metric: Metric | str,
@@ -56,7 +40,10 @@ def measure(
     quantize: Quantize | None = None,
     bits: Sequence[int] = BITS,
     labels: Labels = None,
-    sampling: Sampling | None = None,
+    samples: int = 64,
+    batch: int = 16,
+    loss: Loss = "cross-entropy",
+    seed: int = 0,
     items: Iterable[Item] | None = None,
     executor: Executor | None = None,
     checkpoint: Path | None = None,
@@ -72,6 +59,8 @@ def measure(
         bits: 2..8.
         labels: class numbers of the samples in their order [samples, ...], or targets for ``squared-error``. None: the float program's
             own output is the target.
+        samples: at most so many; 0: all. batch: at once, which bounds memory.
+        loss: of the first output. seed: of every random choice.
         items: those to be measured; None: all candidates.
         executor: where evaluations run; None: here, one after the other.
         checkpoint: folder that keeps finished evaluations, so that a run that was killed continues. The result is the same for an equal
@@ -82,7 +71,7 @@ def measure(
         QCompilerError: an evaluation failed; the message names the item or the piece of samples; or the checkpoint is of other work.
     """
     chosen = make_metric(metric) if isinstance(metric, str) else metric
-    sampling, progress = sampling or Sampling(), progress or SilentProgress()
+    sampling, progress = _Sampling(samples, batch, loss, seed), progress or SilentProgress()
     _check(program, chosen, data, bits)
     quantize = quantize or Quantize()
     found = _selected(find_items(program, quantize, bits=bits), items, data)
@@ -97,7 +86,7 @@ def measure(
     settings = {
         **chosen.settings(),
         "samples": str(study.samples),
-        "seed": str(sampling.seed),
+        "seed": str(seed),
         "labels": "given" if study.labelled and chosen.labels == "optional" else "own output",
     }
     return SensitivityTable(chosen.name, fingerprint(program), {key: float(value) for key, value in rows.items()}, settings)
@@ -117,13 +106,29 @@ class Evaluations:
 
 
 @dataclass(frozen=True)
+class _Sampling:
+    """Which samples are looked at, and how the loss is measured on them; see ``measure``."""
+
+    samples: int
+    batch: int
+    loss: Loss
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.samples < 0 or self.batch < 1:
+            raise CalibrationError(f"samples must be 0 (all) or more and batch 1 or more, got {self.samples} and {self.batch}")
+        if self.loss not in get_args(Loss):
+            raise UnknownNameError("loss", self.loss, get_args(Loss))
+
+
+@dataclass(frozen=True)
 class _Preparation:
     """What is written and decided before the first evaluation."""
 
     program: Program
     quantize: Quantize
     items: Items
-    sampling: Sampling
+    sampling: _Sampling
     folder: Path
     progress: Progress
 
