@@ -50,9 +50,17 @@ class Fusion:
             return None
         return edit.argument(self.epilogue, self.residual_side)  # type: ignore[no-any-return]  # schema: a Tensor, so a node
 
+    @property
+    def weight_group(self) -> int:
+        """Inputs whose weights share a factor; 0 where weights have none."""
+        weight = edit.argument(self.root, "weight")
+        return int(edit.argument(weight, "length")) if edit.is_call(weight, qc.scale_groups.default) else 0
+
     def constants(self) -> dict[str, fx.Node]:
-        """The constants by the roles that ``kernels`` documents."""
+        """The constants by the roles that ``kernels`` documents; of a weight with factors ``weight`` are the codes."""
         roles = {role: edit.argument(self.root, role) for role in ("weight", "bias")}
+        if self.weight_group:
+            roles |= {role: edit.argument(roles["weight"], name) for role, name in (("factors", "factors"), ("weight", "codes"))}
         if self.residual is not None:
             sides = {"a": self.accumulator_side, "b": self.residual_side}
             roles |= {f"{name}_{role}": self._epilogue_argument(f"{name}_{side}") for role, side in sides.items() for name in _SCALING}

@@ -17,7 +17,8 @@ Zero points, shifts, bounds and the like may be left open (``Argument``), so tha
 (``sharing.share``). A kernel that holds an Argument gets a pointer ``numbers``, int64[count], after all others but ``extents``.
 
 ``packing.pack(kernel, target, constants)`` gives the parameter tensors in the kernel's order; they are laid out 64-byte aligned.
-``constants`` maps roles to tensors: ``weight`` int8 [O, I / groups, kernel height, kernel width], ``bias`` int32 [O]; for
+``constants`` maps roles to tensors: ``weight`` int8 [O, I / groups, kernel height, kernel width] (of a kernel with ``weight_group`` the
+codes), ``bias`` int32 [O]; for
 Requantization ``pre_shift``, ``multiplier``, ``shift``, for ResidualAdd ``pre_shift_a``, ``multiplier_a``, ``pre_shift_b``,
 ``multiplier_b`` (a: the accumulator), int32, [O] where ``per_channel`` says so, else [1] (b is always [1]); ``table`` [256].
 """
@@ -139,7 +140,8 @@ class ConvolutionKernel:
     with one or more outputs a channel) or anything between. A linear layer over M rows is a 1x1 convolution of height 1, width M;
     ``rows``: how many of the rows count, where that is known at run time only (at most M). Inputs of a linear layer may have 16 bits
     (zero point 0). ``weight_bits``: 8, or 4 or 2 where the kernel reads weights of so few bits that share bytes
-    (``layout.weight_bits`` chooses).
+    (``layout.weight_storage`` chooses). Such a linear layer may have weights with factors: partial sums over ``weight_group`` inputs are
+    multiplied by an int8 for each output channel, role ``factors``, int8 [O, groups]; 0: without.
     """
 
     input: Activation
@@ -153,6 +155,7 @@ class ConvolutionKernel:
     table: bool = False
     rows: Extent | None = None
     weight_bits: int = 8
+    weight_group: int = 0
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,15 @@ def pack(kernel: ConvolutionKernel, target: str, constants: Mapping[str, Array])
     """
     weight = np.asarray(constants["weight"], np.int8)
     chunks, weights = _weights(kernel, target, weight)
-    values = _values(kernel, weight, constants, _input_offset(kernel, target))
+    factors = [_factors(kernel, target, chunks, constants["factors"])] if kernel.weight_group else []
+    products = weight.astype(np.int64) * _expanded(kernel, constants["factors"]) if kernel.weight_group else weight
+    values = _values(kernel, products, constants, _input_offset(kernel, target))
     channels = chunks[-1].offset + chunks[-1].channels
-    return (weights, *(_arrange(parameter, values[parameter.name], chunks) for parameter in epilogue_parameters(kernel, channels)))
+    return (
+        weights,
+        *factors,
+        *(_arrange(parameter, values[parameter.name], chunks) for parameter in epilogue_parameters(kernel, channels)),
+    )
 
 
 def _weights(kernel: ConvolutionKernel, target: str, weight: NDArray[np.int8]) -> tuple[tuple[Chunk, ...], Array]:
@@ -137,6 +143,22 @@ def _joined_planes(layout: MatrixLayout, ordered: NDArray[np.int8]) -> Array:
     places = np.arange(planes, dtype=np.uint16)[:, None] * layout.stored_bits
     joined: Array = np.bitwise_or.reduce(unsigned << places, axis=2).astype(f"uint{layout.instructions.weight_bits}")
     return joined.view(layout.weights.dtype)
+
+
+def _expanded(kernel: ConvolutionKernel, factors: Array) -> Integers:
+    """The factor of each input of a linear layer, [O, I, 1, 1]."""
+    repeated = np.repeat(np.asarray(factors, np.int64), kernel.weight_group, axis=1)
+    return repeated[:, : kernel.input.channels, None, None]
+
+
+def _factors(kernel: ConvolutionKernel, target: str, chunks: tuple[Chunk, ...], factors: Array) -> Array:
+    """[panel][group of inputs][vector][lane]; those of channels that do not exist are 0."""
+    layout = matrix_layout(kernel, target)
+    padded = np.concatenate([np.asarray(factors, np.int8), np.zeros((1, layout.weight_groups), np.int8)])
+    by_lane = padded[_lanes(chunks, "accumulator")].reshape(-1, layout.instructions.lanes, layout.weight_groups)
+    vectors = panel_vectors(kernel, layout)
+    parts = [by_lane[first : first + vectors].transpose(2, 0, 1).reshape(-1) for first in range(0, len(by_lane), vectors)]
+    return np.ascontiguousarray(np.concatenate(parts))
 
 
 def _runs(layout: MatrixLayout, weight: NDArray[np.int8]) -> NDArray[np.int8]:

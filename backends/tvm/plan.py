@@ -49,6 +49,7 @@ class Packed:
     kernel: PackedKernel
     constants: tuple[tuple[str, str], ...]
     index: int
+    group: int = 0  # inputs whose weights share one of the constant ``factors``; 0: there are none
 
 
 @dataclass(frozen=True)

@@ -168,12 +168,12 @@ class Planner:
         self.set_value(node, view)
         return view
 
-    def packed(self, kernel: PackedKernel, constants: Mapping[str, fx.Node]) -> list[View]:
-        """The packed parameters of a kernel, in the kernel's order; ``constants`` by role."""
+    def packed(self, kernel: PackedKernel, constants: Mapping[str, fx.Node], group: int = 0) -> list[View]:
+        """The packed parameters of a kernel, in the kernel's order; ``constants`` by role, ``group``: inputs that share a factor."""
         names = tuple((role, str(node.target)) for role, node in constants.items())
         tensors = {role: getattr(self.program.graph_module, name) for role, name in names}
-        arrays = packed_arrays(kernel, self.target.name, tensors)
-        return [self.parameter(Packed(kernel, names, index), array) for index, array in enumerate(arrays)]
+        arrays = packed_arrays(kernel, self.target.name, tensors, group)
+        return [self.parameter(Packed(kernel, names, index, group), array) for index, array in enumerate(arrays)]
 
     def call(self, kernel: Kernel, operands: Iterable[tuple[Storage, int]], *nodes: fx.Node) -> None:
         """Append a call; ``operands`` are storages with byte offsets in the kernel's order."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from qcompiler.backends.tvm.operations.handler import Handler
 from qcompiler.backends.tvm.operations.windows import window_of
 from qcompiler.backends.tvm.templates import layout
 from qcompiler.backends.tvm.views import View
+from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def _accumulate(
         rows=_dynamic_rows(output),
         **geometry,
     )
-    kernel = dataclasses.replace(kernel, weight_bits=layout.weight_bits(kernel, planner.target.name, _weight_bits(fusion)))
+    kernel = layout.weight_storage(kernel, planner.target.name, _weight_bits(fusion), fusion.weight_group)
     inputs = [view for view in (x, residual) if view is not None]
-    parameters = [(view.storage, 0) for view in planner.packed(kernel, fusion.constants())]
+    parameters = [(view.storage, 0) for view in planner.packed(kernel, fusion.constants(), fusion.weight_group)]
     pointers = [(view.storage, _map_start(view, sample)) for view in (*inputs, output)]
     planner.call(kernel, [*pointers[:-1], *parameters, pointers[-1]], *fusion.nodes)
 
@@ -102,7 +102,18 @@ def _map_start(view: View, sample: int) -> int:
     return start * ITEM_SIZE[view.dtype]
 
 
+def _is_weight_of(node: fx.Node, user: fx.Node) -> bool:
+    return edit.is_call(user, _qc.convolution.default, _qc.linear.default) and argument(user, "weight") is node
+
+
+def _scale_groups(planner: Planner, node: fx.Node) -> None:
+    """Nothing: its readers' kernels, or their packing, multiply codes by factors."""
+    if planner.is_kept(node) or not all(_is_weight_of(node, user) for user in edit.users_of(node)):
+        planner.decline(node, "a weight is a part of its layer's kernel and lies nowhere by itself; keep the layer's result instead")
+
+
 HANDLERS: Mapping[object, Handler] = {
+    _qc.scale_groups.default: _scale_groups,
     _qc.convolution.default: _convolution,
     _qc.linear.default: _linear,
 }

@@ -128,7 +128,9 @@ def epilogue_parameters(kernel: ConvolutionKernel, channels: int) -> tuple[Param
     return tuple(parameters)
 
 
-def kernel_parameters(kernel: ConvolutionKernel, weights: Parameter, channels: int) -> tuple[Parameter, ...]:
+def kernel_parameters(
+    kernel: ConvolutionKernel, weights: Parameter, channels: int, factors: Parameter | None = None
+) -> tuple[Parameter, ...]:
     """All arguments of a kernel. 8-bit maps are declared as int8: the templates read and write bytes."""
     operand = kernel.epilogue.operand if isinstance(kernel.epilogue, ResidualAdd) else None
     numbers = sharing.count(kernel)
@@ -136,6 +138,7 @@ def kernel_parameters(kernel: ConvolutionKernel, weights: Parameter, channels: i
         Parameter("input", "int16" if reads_words(kernel) else "int8", kernel.input.elements),
         *([Parameter("operand", operand.dtype, operand.elements)] if operand else []),
         weights,
+        *([factors] if factors else []),
         *epilogue_parameters(kernel, channels),
         Parameter("output", kernel.output.dtype.removeprefix("u"), kernel.output.elements),
         *([Parameter("numbers", "int64", numbers)] if numbers else []),
@@ -211,6 +214,22 @@ class MatrixLayout:
     run_stride: int  # from one run to the next
     widest_chunk: int
     planes: int = 1
+    weight_group: int = 0  # inputs whose partial sum has a factor; 0: none
+
+    @property
+    def group_steps(self) -> int:
+        """Rounds of the inner loop whose sum has one factor."""
+        return self.weight_group // self.granule if self.weight_group else self.steps
+
+    @property
+    def weight_groups(self) -> int:
+        """Of inputs; the last one may have fewer."""
+        return -(-self.steps // self.group_steps)
+
+    @property
+    def factors(self) -> Parameter | None:
+        """[panel][group of inputs][vector][lane]."""
+        return Parameter("factors", "int8", self.channels * self.weight_groups) if self.weight_group else None
 
     @property
     def steps_together(self) -> int:
@@ -271,7 +290,8 @@ def matrix_layout(kernel: ConvolutionKernel, target: str) -> MatrixLayout:
     """The layout that ``kernel`` has on ``target``."""
     if is_packed(kernel):
         instructions = INSTRUCTION_SETS[_PACKED_FORM[instruction_set(target).name]]
-        return _matrix_layout(kernel, instructions, instructions.weight_bits // kernel.weight_bits)
+        packed = _matrix_layout(kernel, instructions, instructions.weight_bits // kernel.weight_bits)
+        return replace(packed, weight_group=kernel.weight_group)
     plain = _matrix_layout(kernel, WORD_INSTRUCTION_SETS[target] if reads_words(kernel) else instruction_set(target))
     halved = replace(plain, planes=2)
     # Bytes in the place of words, where that is faster.
@@ -283,19 +303,26 @@ def is_packed(kernel: ConvolutionKernel) -> bool:
     return kernel.weight_bits < 8
 
 
-def weight_bits(kernel: ConvolutionKernel, target: str, bits: int) -> int:
-    """What ``kernel.weight_bits`` should be for weights of ``bits`` bits: the bits that one takes in memory.
+def weight_storage(kernel: ConvolutionKernel, target: str, bits: int, group: int = 0) -> ConvolutionKernel:
+    """The kernel for weights of ``bits`` bits, with a factor for each ``group`` inputs unless that is 0.
 
-    Fewer than 8 where a kernel that unpacks them in registers is predicted to be faster, because reading them is what takes the time. Else
-    they are expanded to bytes when the program is loaded, and the kernel is that of 8 bits.
+    It unpacks them in registers where it is predicted to be faster for it, because reading weights is what takes the time. Else it is the
+    kernel of 8 bits: the weights are expanded to bytes when the program is loaded.
     """
     packed = next((stored for stored in PACKED_BITS if bits <= stored), 8)
     if packed == 8 or is_depthwise(kernel) or reads_words(kernel) or uses_winograd(kernel, target):
-        return 8
-    candidate = replace(kernel, weight_bits=packed)
+        return kernel
+    candidate = replace(kernel, weight_bits=packed, weight_group=group)
     small, plain = matrix_layout(candidate, target), matrix_layout(kernel, target)
-    fits = small.scale_shift == 0 or small.depth <= LONGEST_SCALED_SUM
-    return packed if fits and _cycles(small, kernel) < _cycles(plain, kernel) else 8
+    return candidate if _can_unpack(small) and _cycles(small, kernel) < _cycles(plain, kernel) else kernel
+
+
+def _can_unpack(layout: MatrixLayout) -> bool:
+    """Scaled sums fit int32, and factors belong to whole rounds of one run of inputs."""
+    if layout.weight_group and (layout.weight_group % layout.granule or layout.groups * layout.kernel_rows * layout.runs > 1):
+        return False
+    summed = layout.group_steps * layout.granule if layout.weight_group else layout.depth
+    return layout.scale_shift == 0 or summed <= LONGEST_SCALED_SUM
 
 
 def _cycles(layout: MatrixLayout, kernel: ConvolutionKernel) -> float:
@@ -367,8 +394,9 @@ def panel_vectors(kernel: ConvolutionKernel, layout: MatrixLayout) -> int:
 
 def _tiles(layout: MatrixLayout, height: int, width: int) -> Iterator[Tile]:
     instructions = layout.instructions
+    sums = 2 if layout.weight_group else 1  # those of a group and those of all
     for vectors in range(1, min(LONGEST_PANEL, layout.vectors) + 1):
-        pixels = (instructions.registers - vectors * instructions.weights_in_registers) // vectors
+        pixels = (instructions.registers - vectors * instructions.weights_in_registers) // (vectors * sums)
         for rows in range(1, min(height, pixels) + 1 if width <= SHORT_ROW else 2):
             for columns in range(1, min(width, pixels // rows) + 1):
                 yield Tile(rows, columns, vectors)

@@ -7,7 +7,8 @@ Of inputs of 16 bits it takes two.
 
 Weights of 4 or 2 bits lie together in the bits of a vector, one plane for each of the dot products that follow each other: AVX512-VNNI
 shifts a plane to the upper bits of its bytes and clears the rest, which multiplies weight and sum by 2^(8 - bits); the sum is shifted
-down once at the end, before the bias. AVX2 shifts a plane to the upper bits of words and down again with its sign.
+down once at the end, before the bias. AVX2 shifts a plane to the upper bits of words and down again with its sign. Where a group of inputs
+has a factor, its partial sum is shifted down, multiplied and added to the sum.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _Columns = Callable[[int, int], Expr]  # weights by vector of channels and dot p
 def emit(kernel: ConvolutionKernel, target: str) -> tirx.PrimFunc:
     """The kernel's function."""
     layout = matrix_layout(kernel, target)
-    parameters = kernel_parameters(kernel, layout.weights, layout.channels)
+    parameters = kernel_parameters(kernel, layout.weights, layout.channels, layout.factors)
 
     def body(buffers: list[Buffer]) -> None:
         named = {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)}
@@ -119,19 +120,25 @@ class _MatrixKernel:
 
     def _start(self, offset: Expr, pixels: int, vectors: int) -> e.Sums:
         """The bias, or 0 where sums are scaled."""
-        if self._layout.scale_shift:
-            return e.Sums([e.constant(0, "int32", self._layout.instructions.lanes)] * (pixels * vectors))
+        if self._layout.scale_shift and not self._layout.weight_group:
+            return self._zeros(pixels * vectors)
         bias = self._bias(offset, vectors)
         return e.Sums([bias[index] for _ in range(pixels) for index in range(vectors)])
 
     def _finish(self, sums: e.Sums, offset: Expr, pixels: int, vectors: int) -> None:
         """Scaled sums back to their value, and their bias."""
-        if not self._layout.scale_shift:
+        if not self._layout.scale_shift or self._layout.weight_group:
             return
         bias = self._bias(offset, vectors)
-        shift = e.constant(self._layout.scale_shift, "int32", self._layout.instructions.lanes)
         for index in range(pixels * vectors):
-            sums[index] = T.Bind(T.shift_right(sums[index], shift) + bias[index % vectors])
+            sums[index] = T.Bind(self._unscaled(sums[index]) + bias[index % vectors])
+
+    def _zeros(self, count: int) -> e.Sums:
+        return e.Sums([e.constant(0, "int32", self._layout.instructions.lanes)] * count)
+
+    def _unscaled(self, total: Expr) -> Expr:
+        shift = self._layout.scale_shift
+        return T.Bind(T.shift_right(total, e.constant(shift, "int32", e.lanes(total)))) if shift else total
 
     def _bias(self, offset: Expr, vectors: int) -> list[Expr]:
         lanes = self._layout.instructions.lanes
@@ -151,9 +158,32 @@ class _MatrixKernel:
         with T.serial(0, layout.kernel_rows) as kernel_row, T.serial(0, layout.runs) as run:
             run_start = T.Bind(start + kernel_row * (kernel.dilation[0] * kernel.input.row_stride) + run * layout.run_stride)
             run_weights = T.Bind(weights + (kernel_row * layout.runs + run) * (layout.steps * step_size))
-            with T.serial(0, layout.steps) as step:
-                inputs = [run_start + step * layout.granule + pixel for pixel in pixels]
-                self._round(sums, inputs, T.Bind(run_weights + step * step_size), vectors)
+
+            def rounds(target: e.Sums, first: Expr, count: Expr) -> None:
+                with T.serial(0, count) as index:
+                    step = T.Bind(first + index)
+                    inputs = [run_start + step * layout.granule + pixel for pixel in pixels]
+                    self._round(target, inputs, T.Bind(run_weights + step * step_size), vectors)
+
+            if not layout.weight_group:
+                rounds(sums, 0, layout.steps)
+                return
+            first_factor = T.Bind(panel.first_vector * (layout.instructions.lanes * layout.weight_groups))
+            self._sum_groups(sums, rounds, first_factor, rows * columns, vectors)
+
+    def _sum_groups(
+        self, sums: e.Sums, rounds: Callable[[e.Sums, Expr, Expr], None], first_factor: Expr, pixels: int, vectors: int
+    ) -> None:
+        """Add the partial sum of each group of inputs times its factor."""
+        layout, lanes = self._layout, self._layout.instructions.lanes
+        with T.serial(0, layout.weight_groups) as group:
+            partial = self._zeros(pixels * vectors)
+            first = T.Bind(group * layout.group_steps)
+            rounds(partial, first, T.min(layout.group_steps, layout.steps - first))
+            at = T.Bind(first_factor + group * (vectors * lanes))
+            factors = [e.cast(e.load(self._buffers["factors"], at + index * lanes, lanes), "int32") for index in range(vectors)]
+            for index in range(pixels * vectors):
+                sums[index] = T.Bind(sums[index] + self._unscaled(partial[index]) * factors[index % vectors])
 
     def _round(self, sums: e.Sums, inputs: list[Expr], weights: Expr, vectors: int) -> None:
         """One step, or those whose weights share their memory."""

@@ -64,6 +64,8 @@ def make_case(kernel: ConvolutionKernel, seed: int = 0) -> Case:
         "bias": generator.integers(-3000, 3000, outputs).astype(np.int32),
         "table": generator.integers(0, 256, 256).astype(np.uint8).view(np.uint8 if kernel.output.dtype == "uint8" else np.int8),
     }
+    if kernel.weight_group:
+        constants["factors"] = generator.integers(1, 19, (outputs, -(-inputs // kernel.weight_group))).astype(np.int8)
     depth = inputs * int(np.prod(kernel.kernel))
     magnitude = np.ceil(np.log2(128 * 255 * depth + 3000)).astype(int)
     constants |= _epilogue_constants(kernel, int(magnitude), generator)
@@ -129,7 +131,11 @@ def accumulators(case: Case) -> NDArray[np.int64]:
     top, _, left, _ = kernel.input.halo
     rows = case.input.reshape(-1, kernel.input.row_stride // kernel.input.channels, kernel.input.channels).astype(np.int64)
     height, width, outputs = kernel.output.height, kernel.output.width, kernel.output.channels
-    weight = case.constants["weight"].astype(np.int64).reshape(kernel.groups, -1, *case.constants["weight"].shape[1:])
+    weight = case.constants["weight"].astype(np.int64)
+    if kernel.weight_group:
+        repeated = case.constants["factors"].astype(np.int64).repeat(kernel.weight_group, 1)
+        weight = weight * repeated[:, : weight.shape[1], None, None]
+    weight = weight.reshape(kernel.groups, -1, *weight.shape[1:])
     total = np.zeros((height, width, outputs), np.int64) + case.constants["bias"]
     for y in range(kernel.kernel[0]):
         for x in range(kernel.kernel[1]):

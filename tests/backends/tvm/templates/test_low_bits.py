@@ -68,6 +68,14 @@ def test_every_tail(inputs: int, check: Check) -> None:
     check(replace(linear(1, inputs, 16, "int8"), weight_bits=2), "x86-64-vnni")
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("bits", "group", "inputs"), [(4, 8, 64), (4, 128, 300), (4, 64, 67), (2, 32, 131), (2, 16, 16)])
+@pytest.mark.parametrize(("rows", "outputs", "dtype"), [(1, 150, "int8"), (3, 17, "uint8")])
+def test_groups_with_factors(rows: int, outputs: int, dtype: str, bits: int, group: int, inputs: int, target: str, check: Check) -> None:
+    """The last group is whole, or has fewer inputs, or fewer than a round has."""
+    check(replace(linear(rows, inputs, outputs, dtype, NARROW), weight_bits=bits, weight_group=group), target)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_bytes_in_the_place_of_words(dtype: str, check: Check) -> None:
     """AVX2 multiplies words; where reading them takes longest, bytes are read and widened."""
@@ -79,7 +87,13 @@ def test_bytes_in_the_place_of_words(dtype: str, check: Check) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_packed_only_where_reading_takes_longest(target: str) -> None:
     few_rows, many_rows, small = linear(1, 4096, 4096), linear(128, 768, 768), linear(1, 192, 192)
-    assert [layout.weight_bits(few_rows, target, bits) for bits in (2, 3, 4, 5, 8)] == [2, 4, 4, 8, 8]
-    assert layout.weight_bits(many_rows, target, 4) == 8
-    assert layout.weight_bits(small, target, 4) == 8
-    assert layout.weight_bits(linear(1, 70000, 16), "x86-64-vnni", 4) == 8  # sums of scaled products could leave int32
+    assert [layout.weight_storage(few_rows, target, bits).weight_bits for bits in (2, 3, 4, 5, 8)] == [2, 4, 4, 8, 8]
+    assert layout.weight_storage(many_rows, target, 4) == many_rows
+    assert layout.weight_storage(small, target, 4) == small
+
+
+def test_packed_only_where_it_is_exact() -> None:
+    long = linear(1, 70000, 64)
+    assert layout.weight_storage(long, "x86-64-vnni", 4) == long  # sums of scaled products could leave int32
+    assert layout.weight_storage(long, "x86-64-vnni", 4, group=128) == replace(long, weight_bits=4, weight_group=128)
+    assert layout.weight_storage(long, "x86-64-vnni", 4, group=100) == long  # no whole number of rounds
