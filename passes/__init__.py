@@ -50,6 +50,7 @@ PASSES: dict[str, str] = {
     "reparameterize-layer-norm": "qcompiler.passes.equalize.reparameterize_layer_norm:ReparameterizeLayerNorm",
     "reparameterize-residual-norm": "qcompiler.passes.equalize.reparameterize_residual_norm:ReparameterizeResidualNorm",
     "split-linear": "qcompiler.passes.equalize.split_linear:SplitLinear",
+    "quantize-rest": "qcompiler.passes.quantize.quantize_rest:QuantizeRest",
     "declare-ranges": "qcompiler.passes.quantize.declare_ranges:DeclareRanges",
     "layer-norm-to-rms-norm": "qcompiler.passes.rotate.layer_norm_to_rms_norm:LayerNormToRmsNorm",
     "rotate-mlp": "qcompiler.passes.rotate.rotate_mlp:RotateMlp",

@@ -278,14 +278,20 @@ def _passes(recipe: str | Path, options: Mapping[str, object], passes: str | Seq
     return override(parse_pipeline(passes) if isinstance(passes, str) else passes, options)
 
 
+# Instead of forms that are taken unless something else is said: those that come nearest to the tool that made the scales.
+_FORMS_OF_QDQ = {"requantize": ("auto", "high"), "softmax": ("table", "auto"), "activation": ("table", "auto")}
+
+
 def _from_qdq(passes: Sequence[Pass], options: Mapping[str, object]) -> list[Pass]:
     """What is left of a pipeline for a program that has its scales: all from the pass that lowers it on."""
-    if not any(key.rpartition(".")[2] == "requantize" for key in options):
-        passes = [replace(item, requantize="high") if "requantize" in item.options() else item for item in passes]  # type: ignore[call-arg]
+    stated = {key.rpartition(".")[2] for key in options}
+    for option, (usual, form) in _FORMS_OF_QDQ.items():
+        if option not in stated:
+            passes = [replace(item, **{option: form}) if item.options().get(option) == usual else item for item in passes]
     first = next((position for position, item in enumerate(passes) if item.takes is Stage.QDQ and item.gives is Stage.INTEGER), None)
     if first is None:
         raise QCompilerError("the program is at stage qdq, and the pipeline has no pass from there to integer: add 'lower-integer'")
-    return [*parse_pipeline("canonicalize-qdq"), *passes[first:]]
+    return [*parse_pipeline("canonicalize-qdq,quantize-rest"), *passes[first:]]
 
 
 def _allowing(passes: Sequence[Pass], allow_float: Sequence[str]) -> list[Pass]:

@@ -91,6 +91,11 @@ class CollectMasks(RewritePass[Scores]):
         site.replace(site.call(_aten.softmax.int, result, -1))
 
 
+def is_mask(node: fx.Node) -> bool:
+    """Whether a value in floats is 0 where it keeps an element of a softmax, and -64 or less where it leaves it out."""
+    return _mask(node) is not None
+
+
 def _is_over_last(node: fx.Node) -> bool:
     return edit.argument(node, "dim") in (-1, node.meta["val"].ndim - 1)
 

@@ -51,6 +51,8 @@ def clamp(lowering: Lowering, node: fx.Node) -> Value:
 def function(lowering: Lowering, node: fx.Node) -> Value:
     """Any function of one value, element by element: a table with the exact rounding of the float64 function, or an integer form."""
     name, option = _NAMES.get(node.target), lowering.functions.activation
+    if option == "auto":
+        option = "table" if lowering.integers(node.args[0]).integer.bits <= _BYTE else "poly"
     if name is not None and option != "table":
         return _computed(lowering, node, name, _form(name, option))
     if name is not None and lowering.integers(node.args[0]).integer.bits > _BYTE:

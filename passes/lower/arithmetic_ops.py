@@ -68,10 +68,10 @@ def divide(lowering: Lowering, node: fx.Node) -> Value:
     """By a positive number: a change of scale. By a count of tokens, at least 1: ``qc.divide`` with all fraction bits that int32 has."""
     if not isinstance(node.args[1], fx.Node):
         return scaled(lowering, node, 1.0 / float(node.args[1]))  # type: ignore[arg-type]  # a number
-    x, count = lowering.activation(node.args[0], bits=32), _count(lowering, node)
+    x, (count, unit) = lowering.activation(node.args[0], bits=32), _count(lowering, node)
     if x.zero_point != 0:
         raise unsupported(node, "its dividend has a zero point", "quantize it symmetrically")
-    return quotient(lowering, node, x, count)
+    return quotient(lowering, node, x, count).scaled(1.0 / unit)
 
 
 def scaled(lowering: Lowering, node: fx.Node, factor: float) -> Value:
@@ -172,14 +172,16 @@ def _negated(lowering: Lowering, node: fx.Node, value: IntegerValue) -> IntegerV
     return IntegerValue(negated, value.scale, zero_point, value.integer)
 
 
-def _count(lowering: Lowering, node: fx.Node) -> fx.Node:
-    """The whole numbers that a quotient divides by, int32 and 1 at least: a bound from below is how models avoid to divide by 0."""
+def _count(lowering: Lowering, node: fx.Node) -> tuple[fx.Node, float]:
+    """The integers that a quotient divides by, int32 and 1 at least, and what 1 stands for: a bound from below is how models avoid to
+    divide by 0. Of tokens it is 1; of a mask that a tool quantized it is the scale.
+    """
     divisor = node.args[1]
     while edit.is_call(divisor, *elementwise.CLAMPS):
         divisor = divisor.args[0]  # type: ignore[union-attr]  # a call is a node
     count = lowering.activation(divisor, bits=32)
-    if float(count.scale) != 1.0 or count.zero_point != 0:
+    if not edit.is_call(divisor, _aten.sum.dim_IntList) and float(count.scale) != 1.0 or count.zero_point != 0:
         raise unsupported(node, "it divides by a value that is no whole number", "multiply by a constant, or divide by a sum of a mask")
     if lowering.bounds_of(count.node).range.low >= 1:
-        return count.node
-    return lowering.call(_qc.clamp.default, count.node, 1, INT32.high, name=f"{node.name}_count")
+        return count.node, float(count.scale)
+    return lowering.call(_qc.clamp.default, count.node, 1, INT32.high, name=f"{node.name}_count"), float(count.scale)

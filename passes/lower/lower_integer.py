@@ -34,7 +34,7 @@ LOWERINGS: Mapping[object, LoweringFunction] = {
 }
 
 REQUANTIZE_OPTIONS = ("auto", "high", "narrow", "exact64")
-ACTIVATION_OPTIONS = ("table", "poly", "shift", "shift-gelu", "i-gelu")
+ACTIVATION_OPTIONS = ("table", "poly", "shift", "shift-gelu", "i-gelu", "auto")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class LowerInteger(Pass):
         softmax: ``table`` (8-bit scores), ``poly``, ``shift`` (scores of up to 16 bits), or as a paper has it: ``shiftmax`` (I-ViT),
             ``i-softmax`` (I-BERT).
         activation: GELU, SiLU, sigmoid, tanh, exp and erf: ``table`` (8-bit inputs), ``poly``, ``shift`` (up to 16 bits), ``shift-gelu``
-            (I-ViT; what is no GELU takes ``shift``), ``i-gelu`` (I-BERT: GELU, erf and exp; the rest ``poly``).
+            (I-ViT; what is no GELU takes ``shift``), ``i-gelu`` (I-BERT: GELU, erf and exp; the rest ``poly``); ``auto`` as above.
         normalize: ``newton``, or ``i-layernorm`` (I-ViT), ``i-bert``, which ignore epsilon.
         rounding: of probabilities and of the entries of tables, ``nearest`` or ``floor``. The papers' softmax has its own, and so have
             requantizations: to nearest.
@@ -77,7 +77,7 @@ class LowerInteger(Pass):
     def __post_init__(self) -> None:
         known = {
             "form of requantization": (self.requantize, REQUANTIZE_OPTIONS),
-            "form of softmax": (self.softmax, SOFTMAX_FORMS),
+            "form of softmax": (self.softmax, (*SOFTMAX_FORMS, "auto")),
             "form of activation": (self.activation, ACTIVATION_OPTIONS),
             "form of normalization": (self.normalize, NORMALIZE_FORMS),
             "rounding": (self.rounding, ROUNDINGS),

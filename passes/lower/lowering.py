@@ -233,10 +233,7 @@ class Lowering:
         factor = value.scale / quantized.scale[0]
         zero_point = quantized.zero_point[0]
         reach = max(high - zero_point, zero_point - low, 1)
-        try:
-            dyadic = arithmetic.choose(factor, self.magnitude(value), self.requantize_form, self.narrow_tolerance, reach)
-        except VerificationError as error:
-            raise VerificationError(f"{describe(self.node)}: {error}") from error
+        dyadic = self._chosen(factor, self.magnitude(value), reach)
         self.forms[dyadic.form] += 1
         name = self.node.name.removesuffix("_quantize")
         parameters = [
@@ -257,6 +254,15 @@ class Lowering:
             integer.signed,
             name=f"{name}_requantized",
         )
+
+    def _chosen(self, factor: torch.Tensor, magnitude: torch.Tensor, reach: int) -> arithmetic.Dyadic:
+        """Of the form of the option; where that is ``high``, and integers that the output cuts off are too large for it, ``exact64``."""
+        try:
+            return arithmetic.choose(factor, magnitude, self.requantize_form, self.narrow_tolerance, reach)
+        except VerificationError as error:
+            if self.requantize_form != "high":
+                raise VerificationError(f"{describe(self.node)}: {error}") from error
+        return arithmetic.choose_exact64(factor)
 
     def round_accumulator(self, value: IntegerValue) -> Unrounded:
         return Unrounded(lambda quantized, low, high: self.requantize(value, quantized, low, high))
