@@ -92,6 +92,36 @@ def measure(
     return SensitivityTable(chosen.name, fingerprint(program), {key: float(value) for key, value in rows.items()}, settings)
 
 
+def measure_together(
+    program: Program,
+    metric: OutputMetric,
+    data: CalibrationData,
+    allocation: Mapping[Item, int],
+    *,
+    quantize: Quantize | None = None,
+    labels: Labels = None,
+    samples: int = 64,
+    batch: int = 16,
+    loss: Loss = "cross-entropy",
+    progress: Progress | None = None,
+) -> float:
+    """What a metric of the outputs says of an allocation: all its items rounded at once, all others in float.
+
+    Arguments and errors are those of ``measure``. Compare with the sum of the table's rows to see how far sensitivities add up.
+    """
+    quantize = quantize or Quantize()
+    items = find_items(program, quantize, include_fixed=True)
+    chosen = {items.find(item.name, item.kind)[0]: bits for item, bits in allocation.items()}
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+        candidates = {item: replace(items.candidates[item], bits=(bits,)) for item, bits in chosen.items()}
+        sampling = _Sampling(samples, batch, loss, 0)
+        prepared = _Preparation(
+            program, quantize, replace(items, candidates=candidates), sampling, Path(folder), progress or SilentProgress()
+        )
+        study, _ = prepared.study(metric, data, labels)
+        return metric.together(OpenStudy(study), {item: study.types[item, bits] for item, bits in chosen.items()})
+
+
 @dataclass(frozen=True)
 class Evaluations:
     """The work of one metric on one study, as executors take it."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.errors import PassError, QCompilerError, UnknownNameError
+from qcompiler.ir.types import QuantizedType
 from qcompiler.passes.allocate.sites import Cut, Sites
 from qcompiler.passes.allocate.study import OpenStudy, Piece, Study
 from qcompiler.pipeline import option_types
@@ -135,6 +136,10 @@ class OutputMetric(Metric):
         for bits in opened.study.bits[item]:
             outputs = cut.run_behind(kept, opened.rounded(item, bits, values))
             _add_pair(sums, str(bits), self.compare(opened.study, piece, outputs))
+
+    def together(self, opened: OpenStudy, types: Mapping[Item, QuantizedType]) -> float:
+        """What is measured with all of these items rounded at once, and the rest in float."""
+        return self.value(self._baseline(opened, opened.sites_with(types)), "baseline")
 
     def _baseline(self, opened: OpenStudy, sites: Sites) -> Result:
         whole = sites.whole(sites.outputs)
