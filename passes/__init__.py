@@ -55,6 +55,7 @@ PASSES: dict[str, str] = {
     "layer-norm-to-rms-norm": "qcompiler.passes.rotate.layer_norm_to_rms_norm:LayerNormToRmsNorm",
     "rotate-mlp": "qcompiler.passes.rotate.rotate_mlp:RotateMlp",
     "rotate-residual-stream": "qcompiler.passes.rotate.rotate_residual_stream:RotateResidualStream",
+    "allocate": "qcompiler.passes.allocate.allocate:Allocate",
     "quantize": "qcompiler.passes.quantize.quantize:Quantize",
     "gptq": "qcompiler.passes.reconstruct.gptq:Gptq",
     "adaround": "qcompiler.passes.reconstruct.adaround:AdaRound",

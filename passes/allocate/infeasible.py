@@ -46,7 +46,7 @@ def explain(problem: Problem, feasible: Feasible, least: Least) -> str:
     if len(named) == 1 and not others:
         (budget,) = named
         nearest = least(problem.without(budgets=[item.name for item in problem.budgets if item is not budget]), budget.name)
-        minimum = f"the minimum of {budget.shown(nearest)}" if nearest is not None else "every possible cost"
+        minimum = f"the minimum of {budget.shown_limit(nearest)}" if nearest is not None else "every possible cost"
         return f"{_limit(budget)} is below {minimum}: {_way_out(problem, named, least)}"
     parts = [*map(_limit, named), *others]
     return f"no allocation keeps these together: {'; '.join(parts)}: {_way_out(problem, named, least)}"
@@ -57,7 +57,7 @@ def _way_out(problem: Problem, budgets: list[Budget], least: Least) -> str:
     for budget in budgets:
         nearest = least(problem, budget.name)
         if nearest is not None:
-            ways.append(f"raise {budget.name} to {budget.shown(nearest)}")
+            ways.append(f"raise {budget.name} to {budget.shown_limit(nearest)}")
     return " or ".join(ways) if ways else "drop one of them"
 
 

@@ -70,7 +70,17 @@ class Budget:
 
     def shown(self, amount: float) -> str:
         """An amount with its unit."""
-        return f"{amount:.6g}{f' {self.unit}' if self.unit else ''}"
+        return f"{amount:.6g}{self._unit}"
+
+    def shown_limit(self, amount: float) -> str:
+        """As ``shown``, rounded up: a limit that can be kept."""
+        step = 10.0 ** (np.floor(np.log10(amount)) - 5) if amount > 0.0 else 1.0
+        rounded = float(f"{amount:.6g}")
+        return f"{rounded if rounded >= amount else rounded + step:.6g}{self._unit}"
+
+    @property
+    def _unit(self) -> str:
+        return f" {self.unit}" if self.unit else ""
 
 
 @dataclass(frozen=True)

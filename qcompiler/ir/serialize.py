@@ -21,7 +21,7 @@ from qcompiler.ir.program import PassRecord, Program, ValueSpec
 from qcompiler.ir.provenance import Provenance
 from qcompiler.ir.stages import Target, island_target, target_names, target_text
 from qcompiler.ir.text import FORMAT_VERSION, program_dict
-from qcompiler.ir.types import DynamicSize, IntegerRange, IntegerType, QuantizedType, SpecSize, Stage
+from qcompiler.ir.types import DynamicSize, IntegerRange, IntegerType, Precision, QuantizedType, SpecSize, Stage
 
 T = TypeVar("T")
 
@@ -132,6 +132,8 @@ class _GraphReader:
         node.meta["provenance"] = provenance
         if entry["quantized"] is not None:
             node.meta["quantized"] = _quantized(entry["quantized"])
+        if "precision" in entry:
+            node.meta["precision"] = Precision(**entry["precision"])
         self.nodes[name] = node
 
     def _make(self, name: str, entry: Mapping[str, Any], provenance: Provenance) -> fx.Node:

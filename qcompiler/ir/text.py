@@ -22,7 +22,7 @@ from qcompiler.ir.program import PassRecord, Program, ValueSpec
 from qcompiler.ir.provenance import Provenance, provenance_of
 from qcompiler.ir.sizes import named, symbols_of
 from qcompiler.ir.stages import target_text
-from qcompiler.ir.types import DynamicSize, QuantizedType, SpecSize
+from qcompiler.ir.types import DynamicSize, Precision, QuantizedType, SpecSize
 
 FORMAT_VERSION = 2
 
@@ -85,7 +85,7 @@ def _node_text(node: fx.Node, sizes: SizeNames) -> str:
     if node.op == "output":
         outputs = node.args[0] if isinstance(node.args[0], tuple) else node.args
         return f"return {', '.join(map(_argument_text, outputs))}"
-    head = f"%{node.name}: {_quantized_text(_type_text(node.meta.get('val'), sizes), node.meta.get('quantized'))}"
+    head = f"%{node.name}: {_quantized_text(_type_text(node.meta.get('val'), sizes), node.meta.get('quantized'))}{_precision_text(node)}"
     return f"{head} = {_operation_text(node)}{_provenance_text(provenance_of(node))}"
 
 
@@ -120,6 +120,15 @@ def _quantized_text(kind: str, quantized: QuantizedType | None) -> str:
     parts += [f"axis={quantized.axis}"] if quantized.axis is not None else []
     parts += [f"range={quantized.range}"] if quantized.range is not None else []
     return " ".join(parts)
+
+
+def _precision_text(node: fx.Node) -> str:
+    """`` asks=W4A8``: the bits that were asked for here."""
+    asked = node.meta.get("precision")
+    if not isinstance(asked, Precision) or asked == Precision():
+        return ""
+    parts = [f"{letter}{bits}" for letter, bits in (("W", asked.weight), ("A", asked.activation)) if bits is not None]
+    return f" asks={''.join(parts)}"
 
 
 def _numbers_text(numbers: Sequence[float]) -> str:
@@ -187,6 +196,9 @@ def _node_dict(node: fx.Node, sizes: SizeNames) -> dict[str, Any]:
         entry |= {"target": _target(node), "args": argument_dict(node.args), "kwargs": kwargs}
     entry["value"] = _value_dict(node.meta.get("val"), sizes)
     entry["quantized"] = quantized_dict(node.meta.get("quantized"))
+    asked = node.meta.get("precision")
+    if isinstance(asked, Precision) and asked != Precision():
+        entry["precision"] = asdict(asked)
     origin = provenance_of(node)
     entry["provenance"] = {"source": origin.source, "module_path": origin.module_path, "made_by": list(origin.made_by)}
     return entry

@@ -1,0 +1,204 @@
+"""``allocate``: bits for each layer by what they lose and what they cost.
+
+    minimize    sum of the sensitivities of the bits chosen       subject to budgets, pins and ties
+
+A metric measures what each weight (and each value, with ``activation_bits``) loses at each bit-width, or a table says so. The integer
+linear program of ``solver`` chooses, and writes ``node.meta["precision"]``, which ``quantize`` reads. The graph itself stays as it is.
+
+Sources: HAWQ-V3 (Yao et al., arXiv 2011.10680, section 3.4) for the program; HAWQ-V2 (arXiv 1911.03852) for the metric of the default.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from qcompiler.errors import CalibrationError, PassError
+from qcompiler.ir.program import Program
+from qcompiler.ir.types import Stage
+from qcompiler.passes.allocate import table as tables
+from qcompiler.passes.allocate.costs import average_budget, bops_budget, make_problem, size_budget
+from qcompiler.passes.allocate.items import Candidate, Items, find_items, with_bits
+from qcompiler.passes.allocate.latency import latency_budget, latency_table
+from qcompiler.passes.allocate.measure import measure
+from qcompiler.passes.allocate.pins import parse_pins
+from qcompiler.passes.allocate.problem import Budget, Problem, Solution
+from qcompiler.passes.allocate.solver import Method, solve
+from qcompiler.passes.quantize.quantize import Quantize
+from qcompiler.pipeline.contract import Exact, Pass, PassContext, PassResult, Promise
+from qcompiler.sensitivity import Item, ItemKind, SensitivityTable
+
+_MILLISECONDS = 1e3
+
+
+@dataclass(frozen=True)
+class Allocate(Pass):
+    """Bits for each layer: least summed sensitivity under budgets, by integer linear programming (HAWQ-V3).
+
+    Options:
+        metric: what measures sensitivities, with its options in braces: hessian-trace, fisher, sqnr-layer, ...
+        table: file of a sensitivity table (.json, .csv) to be used instead; empty: measure.
+        average_weight_bits: budget: mean bits of the elements of all weights.
+        size: budget: bytes of the weights as artifacts store them (2, 4 or 8 bits), with their scales.
+        bops: budget: bit operations of one sample.
+        latency: budget: milliseconds of a call with one sample.
+        latency_table: file that 'qcompiler profile' wrote on this machine; empty: the layers are timed now.
+        threads: of the latency; none: all that this process may run on.
+        bits: what weights may have.
+        activation_bits: what values may have; empty: quantize decides about them.
+        pins: items with given bits, as (conv2d:w8, relu_3:a4, linear:w8a8), by the names of their nodes.
+        ties: operands of residual adds, inputs of concatenations, queries and keys get equal bits.
+        solver: ilp, greedy or dynamic-programming.
+        samples: calibration samples that the metric looks at, at most; 0: all.
+        seed: of the metric's random choices.
+        checkpoint: folder in which the metric keeps finished work; empty: the manager's folder, if it has one.
+
+    Without a budget there is nothing to do. Which values have fixed bits the options of the pass quantize behind this one say.
+    """
+
+    name: ClassVar[str] = "allocate"
+    takes: ClassVar[Stage] = Stage.FLOAT
+    gives: ClassVar[Stage] = Stage.FLOAT
+    promise: ClassVar[Promise] = Exact()
+
+    metric: str = "hessian-trace"
+    table: str = ""
+    average_weight_bits: float | None = None
+    size: float | None = None
+    bops: float | None = None
+    latency: float | None = None
+    latency_table: str = ""
+    threads: int | None = None
+    bits: tuple[int, ...] = (2, 3, 4, 6, 8)
+    activation_bits: tuple[int, ...] = ()
+    pins: tuple[str, ...] = ()
+    ties: bool = False
+    solver: Method = "ilp"
+    samples: int = 64
+    seed: int = 0
+    checkpoint: str = ""
+
+    def __post_init__(self) -> None:
+        for option in ("bits", "activation_bits"):
+            widths = getattr(self, option)
+            if any(not 2 <= width <= 8 for width in widths) or len(set(widths)) < len(widths):
+                raise PassError(f"{self.name}: {option} must be different numbers among 2..8, got {widths}")
+        if not self.bits:
+            raise PassError(f"{self.name}: bits must name one width at least")
+        for option in ("average_weight_bits", "size", "bops", "latency"):
+            limit = getattr(self, option)
+            if limit is not None and not 0.0 < limit < math.inf:
+                raise PassError(f"{self.name}: {option} must be positive, got {limit}")
+
+    def run(self, program: Program, context: PassContext) -> PassResult:
+        quantize = next((item for item in context.following if isinstance(item, Quantize)), Quantize())
+        items = self.items(program, quantize)
+        pins = parse_pins(self.pins, items)
+        budgets = self._budgets(program, items, context)
+        if not budgets:
+            return PassResult(program, False, ("no budget is given: quantize decides about bits",))
+        if not items.candidates:
+            return PassResult(program, False, ("no layer has bits to choose: the options of quantize fix them all",))
+        table = self._table(program, items, quantize, context)
+        problem = make_problem(items, table, budgets, pins, self.ties)
+        solution = solve(problem, self.solver)
+        chosen = {item: solution.chosen[str(item)] for item in items.candidates}
+        notes = (_summary(table, problem, solution), *_layer_notes(items, chosen))
+        return PassResult(with_bits(program, chosen), True, notes)
+
+    def items(self, program: Program, quantize: Quantize) -> Items:
+        """The items with the bits that the options allow; those of values are fixed where ``activation_bits`` is empty."""
+        found = find_items(program, quantize, bits=self.bits)
+        allowed: Mapping[ItemKind, tuple[int, ...]] = {
+            "weight": tuple(sorted(self.bits)),
+            "activation": tuple(sorted(self.activation_bits)),
+        }
+        candidates = {item: replace(size, bits=allowed[item.kind]) for item, size in found.candidates.items() if allowed[item.kind]}
+        given = {item: quantize.a for item in found.candidates if not allowed[item.kind]}
+        ties = tuple(replace(tie, items=tuple(item for item in tie.items if item in candidates)) for tie in found.ties)
+        return replace(found, candidates=candidates, fixed={**found.fixed, **given}, ties=tuple(tie for tie in ties if len(tie.items) > 1))
+
+    def _budgets(self, program: Program, items: Items, context: PassContext) -> list[Budget]:
+        budgets = []
+        if self.average_weight_bits is not None:
+            budgets.append(average_budget(items, self.average_weight_bits))
+        if self.size is not None:
+            budgets.append(size_budget(items, self.size))
+        if self.bops is not None:
+            budgets.append(bops_budget(items, self.bops))
+        if self.latency is not None:
+            times = latency_table(program, context, self.latency_table, self.threads, self.bits, self.activation_bits)
+            budgets.append(latency_budget(items, times, self.latency / _MILLISECONDS))
+        return budgets
+
+    def _table(self, program: Program, items: Items, quantize: Quantize, context: PassContext) -> SensitivityTable:
+        """The sensitivities of all items that have a choice."""
+        needed = [item for item, size in items.candidates.items() if len(size.bits) > 1]
+        if self.table:
+            return _completed(_checked(SensitivityTable.load(self.table), program, items, needed), items)
+        parts = []
+        for kind in ("weight", "activation"):
+            chosen = [item for item in needed if item.kind == kind]
+            if chosen:
+                parts.append(self._measure(program, chosen, items.candidates[chosen[0]].bits, quantize, context))
+        if not parts:
+            return _completed(
+                SensitivityTable(self.metric, "", {(item, size.bits[0]): 0.0 for item, size in items.candidates.items()}), items
+            )
+        merged = {row: value for part in parts for row, value in part.rows.items()}
+        return _completed(replace(parts[0], rows=merged), items)
+
+    def _measure(
+        self, program: Program, chosen: Sequence[Item], bits: Sequence[int], quantize: Quantize, context: PassContext
+    ) -> SensitivityTable:
+        folder = Path(self.checkpoint) if self.checkpoint else context.directory
+        return measure(
+            program,
+            self.metric,
+            context.data,
+            quantize=quantize,
+            bits=bits,
+            samples=self.samples,
+            seed=self.seed,
+            items=chosen,
+            checkpoint=folder / chosen[0].kind if folder else None,
+            progress=context.progress,
+        )
+
+
+def _checked(table: SensitivityTable, program: Program, items: Items, needed: Sequence[Item]) -> SensitivityTable:
+    tables.check(table, program, items, needed)
+    for item in needed:
+        missing = [bits for bits in items.candidates[item].bits if (item, bits) not in table.rows]
+        if missing:
+            raise CalibrationError(
+                f"the sensitivity table of metric '{table.metric}' has no row for {item} at {missing[0]} bits: measure it, or leave out "
+                f"{missing[0]} of the option '{'bits' if item.kind == 'weight' else 'activation_bits'}'"
+            )
+    return table
+
+
+def _completed(table: SensitivityTable, items: Items) -> SensitivityTable:
+    """What has no choice loses nothing that another choice would not."""
+    single = {(item, size.bits[0]): 0.0 for item, size in items.candidates.items() if len(size.bits) == 1}
+    return replace(table, rows={**single, **table.rows})
+
+
+def _summary(table: SensitivityTable, problem: Problem, solution: Solution) -> str:
+    costs = ", ".join(
+        f"{budget.name} {budget.shown(solution.costs[budget.name])} of {budget.shown(budget.limit)}" for budget in problem.budgets
+    )
+    proof = f", at most {solution.gap:.2%} above the least" if solution.proven else ""
+    return f"{solution.method}: sum of sensitivities ({table.metric}) {solution.objective:.6g}{proof}; {costs}"
+
+
+def _layer_notes(items: Items, chosen: Mapping[Item, int]) -> list[str]:
+    notes = []
+    for item, bits in chosen.items():
+        size: Candidate = items.candidates[item]
+        place = f" ({size.place})" if size.place else ""
+        notes.append(f"{item.name}: {'W' if item.kind == 'weight' else 'A'}{bits}{place}")
+    return notes

@@ -1,0 +1,188 @@
+"""The pass ``allocate``: bits go into the program, stay there, and ``quantize`` gives them."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from qcompiler.calibration.data import CalibrationData
+from qcompiler.capture import capture
+from qcompiler.errors import CalibrationError, PassError, QCompilerError, TargetError, UnknownNameError
+from qcompiler.ir import serialize
+from qcompiler.ir.program import Program
+from qcompiler.ir.types import Precision
+from qcompiler.latency import LatencyTable, Machine
+from qcompiler.passes.allocate.items import find_items
+from qcompiler.passes.allocate.problem import AllocationError
+from qcompiler.pipeline.manager import PassManager
+from qcompiler.pipeline.text import parse_pipeline
+from qcompiler.sensitivity import Item, SensitivityTable
+
+
+class Network(nn.Module):
+    """Four layers with a residual add; [N, 3, 8, 8] to [N, 5]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.left = nn.Conv2d(8, 8, 3, padding=1)
+        self.right = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.right(torch.relu(self.left(x))) + x)
+        return self.head(x.mean((2, 3)))
+
+
+@functools.cache
+def float_program() -> Program:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        program = capture(Network().eval(), images()[:2])
+    return PassManager(parse_pipeline("canonicalize")).run(program)
+
+
+@functools.cache
+def images() -> torch.Tensor:
+    return torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def run(text: str, program: Program | None = None) -> Program:
+    chosen = program or float_program()
+    return PassManager(parse_pipeline(text)).run(chosen, CalibrationData(images(), chosen.inputs))
+
+
+def weight_bits(program: Program) -> dict[str, int]:
+    """Bits of the weights of a FLOAT program as they were asked for."""
+    asked = {node.name: node.meta.get("precision") for node in program.graph.nodes}
+    return {name: found.weight for name, found in asked.items() if isinstance(found, Precision) and found.weight is not None}
+
+
+def table(path: Path, **changes: float) -> Path:
+    """A table by hand: the first convolution matters most."""
+    items = find_items(float_program())
+    rows = {(item, bits): (10.0 if item.name == "conv2d" else 1.0) * 4.0**-bits for item in items.candidates for bits in (2, 3, 4, 6, 8)}
+    rows |= {(Item(name, "weight"), 2): value for name, value in changes.items()}
+    SensitivityTable("by-hand", "", rows).save(path)
+    return path
+
+
+def test_bits_keep_the_budget_and_quantize_gives_them() -> None:
+    program = run("allocate{metric=perturbation,average_weight_bits=4.5}")
+    bits = weight_bits(program)
+    sizes = {item.name: size.elements for item, size in find_items(float_program()).sizes.items() if item.kind == "weight"}
+    assert bits.keys() == sizes.keys()
+    assert sum(bits[name] * size for name, size in sizes.items()) <= 4.5 * sum(sizes.values())
+    assert len(set(bits.values())) > 1
+    quantized = run("quantize", program)
+    for name, wanted in bits.items():
+        (weight,) = (node.args[1] for node in quantized.graph.nodes if node.name == name)
+        assert weight.meta["quantized"].integer.bits == wanted
+
+
+def test_the_graph_computes_what_it_computed() -> None:
+    program = run("allocate{metric=perturbation,average_weight_bits=4}")
+    assert torch.equal(program(images()), float_program()(images()))  # type: ignore[arg-type]  # one output
+
+
+def test_bits_survive_canonicalize_text_and_serialization() -> None:
+    program = run("allocate{metric=perturbation,average_weight_bits=4,activation_bits=(4,8),bops=1e7}")
+    asked = {node.name: node.meta["precision"] for node in program.graph.nodes if "precision" in node.meta}
+    again = serialize.load(*serialize.dump(program))
+    for other in (run("canonicalize", program), again):
+        assert {node.name: node.meta["precision"] for node in other.graph.nodes if "precision" in node.meta} == asked
+    assert again.text() == program.text()
+    assert "asks=W" in program.text() and "asks=" not in float_program().text()
+
+
+def test_values_get_bits_where_they_may() -> None:
+    program = run("allocate{metric=sqnr-layer,bops=1.8e6,bits=(4,8),activation_bits=(4,8)}")
+    asked = [node.meta["precision"] for node in program.graph.nodes if "precision" in node.meta]
+    assert {found.activation for found in asked} >= {4}
+    quantized = run("quantize", program)
+    assert any(node.meta["quantized"].integer.bits == 4 for node in quantized.graph.nodes if node.name.endswith("_quantize"))
+
+
+def test_a_table_decides_instead_of_a_metric(tmp_path: Path) -> None:
+    path = table(tmp_path / "table.csv")
+    bits = weight_bits(run(f"allocate{{table={path},average_weight_bits=4}}"))
+    assert bits["conv2d"] > bits["conv2d_1"]
+    edited = table(tmp_path / "edited.json", conv2d_1=0.0)
+    assert weight_bits(run(f"allocate{{table={edited},average_weight_bits=4}}"))["conv2d_1"] == 2
+
+
+def test_pins_hold(tmp_path: Path) -> None:
+    path = table(tmp_path / "table.csv")
+    assert weight_bits(run(f"allocate{{table={path},average_weight_bits=4,pins=(conv2d:w3)}}"))["conv2d"] == 3
+
+
+def test_fixed_weights_count_and_stay_with_quantize() -> None:
+    """What edge_bits fixes gets no bits of its own, but is in the average."""
+    program = run("allocate{metric=perturbation,average_weight_bits=5},quantize{edge_bits=8}")
+    (record,) = (record for record in program.history if record.name == "allocate")
+    assert not any(note.startswith(("conv2d:", "linear:")) for note in record.notes)
+    assert any(note.startswith("conv2d_1: W") for note in record.notes)
+
+
+@pytest.mark.parametrize("solver", ["greedy", "dynamic-programming"])
+def test_other_solvers_keep_the_budget_too(solver: str, tmp_path: Path) -> None:
+    path = table(tmp_path / "table.csv")
+    (record,) = run(f"allocate{{table={path},average_weight_bits=4,solver={solver}}}").history[-1:]
+    assert record.notes[0].startswith(f"{solver}: sum of sensitivities (by-hand) ")
+
+
+def test_without_a_budget_there_is_nothing_to_do() -> None:
+    program = run("allocate")
+    assert not program.history[-1].modified and "no budget" in program.history[-1].notes[0]
+
+
+def test_a_latency_budget_reads_the_table_of_this_machine_alone(tmp_path: Path) -> None:
+    path = table(tmp_path / "table.csv")
+    layers = [node.name for node in float_program().graph.nodes if node.name in ("conv2d", "conv2d_1", "conv2d_2", "linear")]
+    kernels = {"slow": 2e-3, "fast": 1e-3}
+    here = LatencyTable(Machine.here(threads=1), kernels, {name: {(4, 8): ("fast",), (8, 8): ("slow",)} for name in layers}, 1e-3)
+    here.save(tmp_path / "here.json")
+    text = f"allocate{{table={path},threads=1,bits=(4,8),latency_table={tmp_path}"
+    bits = weight_bits(run(f"{text}/here.json,latency=6.5}}"))
+    assert bits == {"conv2d": 8, "conv2d_1": 4, "conv2d_2": 4, "linear": 4}
+    with pytest.raises(AllocationError, match="latency = 4 ms is below the minimum of 5 ms: raise latency to 5 ms"):
+        run(f"{text}/here.json,latency=4}}")
+    elsewhere = LatencyTable(Machine("Other CPU", (), "x86-64-v3", 1, "0", "none"), kernels, here.layers, 0.0)
+    elsewhere.save(tmp_path / "elsewhere.json")
+    with pytest.raises(TargetError, match="measured with the CPU 'Other CPU' in place of .*: run 'qcompiler profile' here"):
+        run(f"{text}/elsewhere.json,latency=6}}")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ("average_weight_bits=1.5", AllocationError, "average_weight_bits = 1.5 bits is below the minimum of 2 bits: raise"),
+        ("size=10", AllocationError, "budget size = 10 bytes is below the minimum of"),
+        ("average_weight_bits=4,pins=(conv2d_9:w4)", UnknownNameError, "unknown weight in a pin: 'conv2d_9': did you mean 'conv2d"),
+        ("average_weight_bits=4,pins=(conv2d:w5)", PassError, "pin of weight 'conv2d' to 5 bits: it may have 2, 3, 4, 6, 8"),
+        ("average_weight_bits=4,pins=(relu:a4)", PassError, "the options fix it at 8 .for values give activation_bits."),
+        ("average_weight_bits=4,pins=(conv2d=8)", PassError, "column"),
+        ("average_weight_bits=4,pins=(conv2d)", PassError, "pin 'conv2d': write NAME:w4"),
+        ("average_weight_bits=4,metric=nonsense", UnknownNameError, "nonsense"),
+        ("average_weight_bits=0", PassError, "average_weight_bits must be positive"),
+        ("bits=(1,4)", PassError, "bits must be different numbers among 2..8"),
+        ("average_weight_bits=4,table=missing.csv", CalibrationError, "missing.csv"),
+        ("latency=1,latency_table=missing.json", CalibrationError, "latency table 'missing.json' cannot be read"),
+    ],
+)
+def test_mistakes_are_named(options: str, error: type[QCompilerError], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        run(f"allocate{{metric=perturbation,{options}}}" if "metric=" not in options else f"allocate{{{options}}}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_without_a_row_says_which(tmp_path: Path) -> None:
+    rows = {(item, bits): 4.0**-bits for item in find_items(float_program()).candidates for bits in (2, 4, 8)}
+    SensitivityTable("by-hand", "", rows).save(tmp_path / "table.json")
+    with pytest.raises(CalibrationError, match="no row for weight 'conv2d' at 3 bits: measure it, or leave out 3 of the option 'bits'"):
+        run(f"allocate{{table={tmp_path}/table.json,average_weight_bits=4}}")
