@@ -54,6 +54,8 @@ def make_model(program: Program, format: str, opset: int | None = None) -> ir.Mo
     graph = _WRITE[format](program, chosen)
     history = json.dumps([record_dict(record) for record in program.history])
     metadata = {"qcompiler.stage": program.stage.value, "qcompiler.history": history}
+    # Which token ids and masks the program takes: capture reads it again.
+    metadata |= {f"qcompiler.range.{spec.name}": f"{spec.range.low} {spec.range.high}" for spec in program.inputs if spec.range is not None}
     return ir.Model(
         graph,
         ir_version=_ir_version(chosen),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -20,7 +21,9 @@ from torch import nn
 import onnx_agreement
 import qcompiler as qc
 import results
+from models.bert import BertConfiguration, SentenceEncoder
 from qcompiler.cli import main
+from qcompiler.errors import UnsupportedOpError
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verifier import prove_integer_only
 
@@ -112,6 +115,83 @@ def test_our_own_files_come_back(tmp_path: Path, opset: int) -> None:
     again = qc.capture(tmp_path / "qdq.onnx")
     assert torch.equal(again(x), program(x))
     assert torch.equal(qc.quantize(again)(x), qc.quantize(program)(x))
+
+
+LENGTH = torch.export.Dim("sequence", min=2, max=24)
+SIZES = {"ids": {1: LENGTH}, "mask": {1: LENGTH}}
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SentenceEncoder:
+    torch.manual_seed(0)
+    return SentenceEncoder(BertConfiguration(vocabulary=40, width=32, layers=1, heads=2, hidden=64, positions=48)).eval()
+
+
+def sentences(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and masks; each row keeps a token at least."""
+    keep = torch.arange(length) < torch.randint(1, length + 1, (batch, 1))
+    return torch.randint(0, 40, (batch, length)), keep.to(torch.int64)
+
+
+def test_our_own_sentence_encoder_comes_back(tmp_path: Path, encoder: SentenceEncoder) -> None:
+    """With the ranges of ids and mask, so that it lowers to the same integers."""
+    data = [sentences(4, length) for length in (5, 12, 24)]
+    passes = "canonicalize,reparameterize-layer-norm,reparameterize-residual-norm,quantize"
+    program = qc.quantize(qc.capture(encoder, sentences(1, 8), dynamic_shapes=SIZES), data, passes=passes)
+    qc.export_onnx(program, tmp_path / "qdq.onnx", format="qdq")
+    again = qc.capture(tmp_path / "qdq.onnx", dynamic_shapes={"ids": {1: LENGTH}})
+    assert [spec.range for spec in again.inputs] == [spec.range for spec in program.inputs]
+    integers = [qc.quantize(each) for each in (again, program)]
+    for length in (2, 9):
+        x = sentences(3, length)
+        assert torch.equal(integers[0](*x), integers[1](*x))
+
+
+@pytest.fixture(scope="module")
+def quantized_encoder(tmp_path_factory: pytest.TempPathFactory, encoder: SentenceEncoder) -> Callable[..., onnx.ModelProto]:
+    """``quantized_encoder(op types that stay in float)``, by onnxruntime."""
+    folder = tmp_path_factory.mktemp("encoder")
+    source, prepared, target = (folder / name for name in ("float.onnx", "prepared.onnx", "quantized.onnx"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = tuple({0: torch.export.Dim("batch", min=1, max=64), 1: LENGTH} for _ in SIZES)
+        torch.onnx.export(
+            encoder, sentences(2, 8), source, input_names=list(SIZES), dynamo=True, external_data=False, dynamic_shapes=shapes
+        )
+    quantization.shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+
+    def quantized(excluded: set[str]) -> onnx.ModelProto:
+        torch.manual_seed(0)
+        nodes = [
+            node.name for node in onnx.load(prepared).graph.node if node.op_type in excluded or node.name == "node_Add_69"
+        ]  # that of the mask
+        feeds = [dict(zip(SIZES, (value.numpy() for value in sentences(4, length)), strict=True)) for length in (5, 12, 24)]
+        reader = type("Reader", (quantization.CalibrationDataReader,), {"get_next": lambda self: feeds.pop() if feeds else None})()
+        quantization.quantize_static(prepared, target, reader, per_channel=True, nodes_to_exclude=nodes if excluded else [])
+        return onnx.load(target)
+
+    return quantized
+
+
+def test_a_sentence_encoder_of_onnxruntime_is_integers(quantized_encoder: Callable[..., onnx.ModelProto]) -> None:
+    """Its pooling is in float: it gets 16 bits by the ranges that the scales imply."""
+    model = quantized_encoder({"Softmax", "Where"})
+    program = qc.quantize(qc.capture(model, dynamic_shapes=SIZES))
+    assert "0 float ops" in prove_integer_only(program)
+    assert [str(spec.range) for spec in program.inputs] == ["[0, 39]", "[0, 1]"]
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    for length in (2, 9):
+        ids, mask = sentences(3, length)
+        expected = session.run(None, {"ids": ids.numpy(), "mask": mask.numpy()})[0]
+        assert torch.nn.functional.cosine_similarity(program(ids, mask), torch.from_numpy(expected)).min() >= 0.999
+
+
+def test_a_mask_that_was_quantized_with_its_scores(quantized_encoder: Callable[..., onnx.ModelProto]) -> None:
+    captured = qc.capture(quantized_encoder(set()), dynamic_shapes=SIZES)
+    with pytest.raises(UnsupportedOpError, match=r"QuantizeLinear.* quantizes scores of attention and their mask in one: leave the sum"):
+        qc.quantize(captured)
 
 
 @pytest.mark.slow

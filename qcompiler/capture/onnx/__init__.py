@@ -56,6 +56,6 @@ def _program(model: Model, dynamic_batch: bool, dynamic_shapes: DynamicShapes | 
 
 
 def _named(program: Program, model: Model) -> Program:
-    inputs = (replace(spec, name=given.name) for spec, given in zip(program.inputs, model.inputs, strict=True))
+    inputs = (replace(spec, name=given.name, range=given.range) for spec, given in zip(program.inputs, model.inputs, strict=True))
     outputs = (replace(spec, name=name) for spec, name in zip(program.outputs, model.graph.outputs, strict=True))
     return program.replace(inputs=tuple(inputs), outputs=tuple(outputs))

@@ -24,10 +24,12 @@ from qcompiler.capture.onnx.model import Graph, Input, Model, Node
 from qcompiler.capture.onnx.tensors import to_torch
 from qcompiler.capture.onnx.types import dtype_of
 from qcompiler.errors import CaptureError, UnsupportedOpError
+from qcompiler.ir.types import IntegerRange
 
 OLDEST_OPSET = 7
 # Subgraphs within subgraphs: no real model comes near.
 _DEEPEST = 32
+_RANGE_OF, _RANGE = "qcompiler.range.", re.compile(r"(-?\d{1,10}) (-?\d{1,10})")
 _NODE_IN_MESSAGE = re.compile(r"Name: (\S+)")
 
 
@@ -179,7 +181,8 @@ def _is_defined_by_others(node: NodeProto, opsets: Mapping[str, int]) -> bool:
 
 def _model(name: str, proto: ModelProto, opsets: Mapping[str, int], folder: Path | None) -> Model:
     graph = _graph(proto.graph, folder)
-    inputs = tuple(_input(value) for value in proto.graph.input if value.name not in graph.constants)
+    stated = _ranges(proto)
+    inputs = tuple(_input(value, stated) for value in proto.graph.input if value.name not in graph.constants)
     values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in values if value.type.HasField("tensor_type")}
     types |= {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
@@ -223,7 +226,17 @@ def _attribute(proto: AttributeProto, folder: Path | None) -> Any:
     return list(value) if isinstance(value, list | tuple) or hasattr(value, "append") else value
 
 
-def _input(proto: onnx.ValueInfoProto) -> Input:
+def _ranges(proto: ModelProto) -> dict[str, IntegerRange]:
+    """Integer inputs whose range the metadata state: ``qcompiler.range.mask`` = ``0 1``."""
+    found = {}
+    for entry in proto.metadata_props:
+        bounds = _RANGE.fullmatch(entry.value)
+        if entry.key.startswith(_RANGE_OF) and bounds is not None:
+            found[entry.key.removeprefix(_RANGE_OF)] = IntegerRange(int(bounds[1]), int(bounds[2]))
+    return found
+
+
+def _input(proto: onnx.ValueInfoProto, stated: Mapping[str, IntegerRange]) -> Input:
     what = f"input '{proto.name}'"
     if not proto.type.HasField("tensor_type"):
         raise CaptureError(f"{what} is no tensor: every input must be a tensor")
@@ -233,7 +246,7 @@ def _input(proto: onnx.ValueInfoProto) -> Input:
     sizes = tuple(_size(dim) for dim in tensor.shape.dim)
     if any(isinstance(size, int) and size < 1 for size in sizes):
         raise CaptureError(f"{what} has the shape {list(sizes)}: sizes must be positive")
-    return Input(proto.name, dtype_of(tensor.elem_type, what), sizes)
+    return Input(proto.name, dtype_of(tensor.elem_type, what), sizes, stated.get(proto.name))
 
 
 def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from qcompiler.ir.types import IntegerRange
+
 # ``onnx.TensorProto`` element types.
 ElementType = int
 
@@ -59,11 +61,15 @@ class Graph:
 
 @dataclass(frozen=True)
 class Input:
-    """One input of the model; a size is a number, the name of a symbol, or None where the file says nothing."""
+    """One input of the model; a size is a number, the name of a symbol, or None where the file says nothing.
+
+    ``range``: of integers, where the file states it, as this project's own files do.
+    """
 
     name: str
     dtype: torch.dtype
     sizes: tuple[int | str | None, ...]
+    range: IntegerRange | None = None
 
 
 @dataclass(frozen=True)
