@@ -24,13 +24,12 @@ from torch import fx
 from qcompiler.ir import edit
 from qcompiler.ir.layers import CHANNEL_AXIS
 from qcompiler.ir.program import Program
-from qcompiler.ir.types import Stage
 from qcompiler.passes.rotate.learned import Objective
-from qcompiler.passes.rotate.matrices import Kind, Recipe
 from qcompiler.passes.rotate.merge import layer_of, merge_into_makers, merge_into_readers
+from qcompiler.passes.rotate.rotating import RotatingPass
 from qcompiler.passes.rotate.samples import sample_rows
 from qcompiler.passes.rotate.stream import NORMS, SUMS, Stream, stream_of
-from qcompiler.pipeline.contract import Equivalent, Pass, PassContext, PassResult, Promise
+from qcompiler.pipeline.contract import PassContext, PassResult
 from qcompiler.pipeline.rewrite import LEFT_ALONE
 
 _aten = torch.ops.aten
@@ -40,7 +39,7 @@ _FEWEST_CHANNELS = 4
 
 
 @dataclass(frozen=True)
-class RotateResidualStream(Pass):
+class RotateResidualStream(RotatingPass):
     """A rotation of the residual stream, merged into all layers that make or read it (QuaRot, SpinQuant, DuQuant).
 
     Options:
@@ -53,22 +52,6 @@ class RotateResidualStream(Pass):
     """
 
     name: ClassVar[str] = "rotate-residual-stream"
-    takes: ClassVar[Stage] = Stage.FLOAT
-    gives: ClassVar[Stage] = Stage.FLOAT
-    promise: ClassVar[Promise] = Equivalent(1e-4)
-
-    kind: Kind = "hadamard"
-    seed: int = 0
-    block: int = 64
-    steps: int = 100
-    w: int = 4
-    a: int = 4
-
-    def __post_init__(self) -> None:
-        self._recipe()
-
-    def _recipe(self) -> Recipe:
-        return Recipe(self.kind, self.seed, self.block, self.steps, self.w, self.a)
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         found = list(_streams(program))
@@ -76,7 +59,7 @@ class RotateResidualStream(Pass):
         taken = [stream for stream in found if stream.why_not is None]
         if not taken:
             return PassResult(program, False, declined or ("nothing to do: no residual stream of layers with constant weights",))
-        recipe = self._recipe()
+        recipe = self.recipe()
         read = {value.name: axis for stream in taken for value, axis in _read_values(stream).items()} if recipe.needs_samples else {}
         rows = sample_rows(program, read, context.data, self.name) if read else {}
         work = edit.copy(program)

@@ -216,6 +216,16 @@ class _Search:
         return _AXES[node.target](node, operand, axis)
 
 
+def axis_of_operand(node: fx.Node, operand: fx.Node, axis: int) -> int | None:
+    """Where the channels along ``axis`` of a moved value are in what was moved; None where the op does more, or they are elsewhere."""
+    if node.target not in _AXES or node.target in SUMS:
+        return None
+    size, rank = node.meta["val"].shape[axis], operand.meta["val"].dim()
+    candidates = [each for each in range(-rank, 0) if operand.meta["val"].shape[each] == size]
+    found = [each for each in candidates if _AXES[node.target](node, operand, each) == axis]
+    return found[0] if len(found) == 1 else None
+
+
 def is_bare_norm(node: fx.Node) -> bool:
     """RMSNorm over the last dimension without weight, L2 normalization: they commute with rotations."""
     if node.target is _qc.l2_normalize.default:

@@ -40,7 +40,8 @@ _ELSEWHERE = -1
 # A symbolic size stands for any number of samples or positions: two tell them apart.
 _SYMBOLIC = 2
 
-_MOVES = frozenset(
+# Only move elements: the op itself, on numbers instead of values, says where to (``moved``).
+MOVES = frozenset(
     {
         _aten.reshape.default,
         _aten.permute.default,
@@ -49,6 +50,8 @@ _MOVES = frozenset(
         _aten.expand.default,
         _aten.flatten.using_ints,
         _aten.unflatten.int,
+        _aten.unsqueeze.default,
+        _aten.squeeze.dims,
     }
 )
 _POSITIVE = frozenset({_aten.relu.default, _aten.leaky_relu.default})
@@ -137,11 +140,8 @@ class Readers:
 
 def readers_of(node: fx.Node, axis: int) -> Readers:
     """Follow the channels of ``node``, which run along ``axis`` (counted from the last dimension)."""
-    shape = _shape(node)
-    channels = shape[axis]
-    numbers = torch.arange(channels).reshape(-1, *[1] * (-axis - 1)).expand(shape)
-    found = Readers(channels)
-    _Walk(found, {node: _Trace(numbers, True)}).run()
+    found = Readers(shape_of(node)[axis])
+    _Walk(found, {node: _Trace(channel_numbers(node, axis), True)}).run()
     return found
 
 
@@ -208,7 +208,7 @@ class _Walk:
 
     def move(self, node: fx.Node) -> _Trace | None:
         trace = self.traces[node.args[0]]  # type: ignore[index]  # the tensor that moves comes first
-        return _Trace(_apply(node, trace.channel), trace.shifts)
+        return _Trace(moved(node, trace.channel), trace.shifts)
 
     def positive(self, node: fx.Node) -> _Trace | None:
         return _Trace(self.traces[node.args[0]].channel, False)  # type: ignore[index]  # as above
@@ -216,7 +216,7 @@ class _Walk:
     def pool(self, node: fx.Node) -> _Trace | None:
         numbers = self.traces[node.args[0]].channel  # type: ignore[index]  # as above
         corner = numbers[..., :1, :1]
-        return _Trace(corner.expand(_shape(node)), False) if bool((numbers == corner).all()) else None
+        return _Trace(corner.expand(shape_of(node)), False) if bool((numbers == corner).all()) else None
 
     def reduce(self, node: fx.Node) -> _Trace | None:
         trace = self.traces[node.args[0]]  # type: ignore[index]  # as above
@@ -229,7 +229,7 @@ class _Walk:
         followed = [operand for operand in node.args if operand in self.traces]
         if len(followed) != 1 or node.kwargs:
             return None
-        return _Trace(self.traces[followed[0]].channel.expand(_shape(node)), False)  # type: ignore[index]  # a node, as it is followed
+        return _Trace(self.traces[followed[0]].channel.expand(shape_of(node)), False)  # type: ignore[index]  # a node, as it is followed
 
     def matmul(self, node: fx.Node) -> _Trace | None:
         left, right = node.args
@@ -237,20 +237,20 @@ class _Walk:
             return None
         numbers = self.traces[right].channel  # type: ignore[index]  # a node, as it is followed
         row = numbers[..., :1, :]
-        return _Trace(row.expand(_shape(node)), False) if bool((numbers == row).all()) else None
+        return _Trace(row.expand(shape_of(node)), False) if bool((numbers == row).all()) else None
 
     def concatenate(self, node: fx.Node) -> _Trace | None:
         operands: Any = node.args[0]
         followed = [self.traces[operand] for operand in operands if operand in self.traces]
         parts = [
-            self.traces[operand].channel if operand in self.traces else torch.full(_shape(operand), _ELSEWHERE) for operand in operands
+            self.traces[operand].channel if operand in self.traces else torch.full(shape_of(operand), _ELSEWHERE) for operand in operands
         ]
         return _Trace(torch.cat(parts, edit.argument(node, "dim")), all(trace.shifts for trace in followed))
 
 
 _RULES: dict[Any, Callable[[_Walk, fx.Node], _Trace | None]] = {
     **dict.fromkeys(CHANNEL_AXIS, _Walk.layer),
-    **dict.fromkeys(_MOVES, _Walk.move),
+    **dict.fromkeys(MOVES, _Walk.move),
     **dict.fromkeys(_POSITIVE, _Walk.positive),
     **dict.fromkeys(_POOLS, _Walk.pool),
     **dict.fromkeys(_REDUCTIONS, _Walk.reduce),
@@ -264,7 +264,8 @@ def _reader(node: fx.Node) -> str:
     return "it is an output of the program" if node.op == "output" else f"'{node.name}' reads it too"
 
 
-def _shape(node: fx.Node) -> list[int]:
+def shape_of(node: fx.Node) -> list[int]:
+    """The sizes of a value, with a number in the place of symbols."""
     return [_number(size) for size in node.meta["val"].shape]
 
 
@@ -276,8 +277,14 @@ def _number(size: int | torch.SymInt) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, _SYMBOLIC)))
 
 
-def _apply(node: fx.Node, numbers: torch.Tensor) -> torch.Tensor:
-    """The op on channel numbers instead of values."""
+def channel_numbers(node: fx.Node, axis: int) -> torch.Tensor:
+    """For each element of a value the number of its channel along ``axis``, which is counted from the last dimension."""
+    shape = shape_of(node)
+    return torch.arange(shape[axis]).reshape(-1, *[1] * (-axis - 1)).expand(shape)
+
+
+def moved(node: fx.Node, numbers: torch.Tensor) -> torch.Tensor:
+    """The op on numbers instead of the values of its first operand."""
 
     def concrete(argument: fx.Node) -> Any:
         return numbers if argument is node.args[0] else _number(argument.meta["val"])
