@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 _LARGEST_WEIGHT = 127
-# A factor is searched for between the one that covers a group's largest weight and half of it.
-_SHRINKAGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+# A factor is searched for between the one that covers a group's largest weight and a third of it: few bits want to clip.
+_SHRINKAGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 def scale_groups(codes: Tensor, factors: Tensor, length: int) -> Tensor:

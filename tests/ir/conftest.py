@@ -202,8 +202,17 @@ class RandomProgram:
         pooled = self.requantize(self.call(qc.sum.default, self.to_bytes(x), [2], False, self.choice.randint(0, 9)))
         flat = self.call(aten.flatten.using_ints, pooled, 1)
         features = flat.meta["val"].shape[1]
-        weight = self.constant("head_weight", self.integers((5, features), -128, 127, torch.int8))
+        weight = self.grouped_weight(features) if self.choice.random() < 0.5 else self.byte_weight(features)
         return self.call(qc.linear.default, flat, weight, self.constant("head_bias", self.integers((5,), -99, 99, torch.int32)))
+
+    def byte_weight(self, features: int) -> fx.Node:
+        return self.constant("head_weight", self.integers((5, features), -128, 127, torch.int8))
+
+    def grouped_weight(self, features: int) -> fx.Node:
+        length = self.choice.randint(1, features)
+        codes = self.constant("head_codes", self.integers((5, features), -7, 7, torch.int8))
+        factors = self.constant("head_factors", self.integers((5, -(-features // length)), 1, 18, torch.int8))
+        return self.call(qc.scale_groups.default, codes, factors, length)
 
     def build(self, ops: int) -> Program:
         names = ["convolution", "add", "multiply", "lookup", "clamp", "max_pool2d", "sum_pool2d", "adaptive_sum_pool2d"]

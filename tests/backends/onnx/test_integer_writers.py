@@ -54,6 +54,11 @@ def _add(p: Any, a: fx.Node, b: fx.Node, shift: int, channels: tuple[int, ...]) 
     return p.call("qc.add", a, b, *scaling, shift, 5, -9, 3, -128, 127, 8, True)
 
 
+def _grouped(p: Any) -> fx.Node:
+    codes, factors = p.integers("codes", -7, 7, (6, 33), torch.int8), p.integers("factors", 1, 18, (6, 5), torch.int8)
+    return p.call("qc.linear", p.rows, p.call("qc.scale_groups", codes, factors, 8), p.integers("bias", -99, 99, (6,)))
+
+
 def _softmax(p: Any, x: fx.Node, form: str, bits: int = 8, mask: fx.Node | None = None, scale: float = 0.02) -> fx.Node:
     table, constants = arithmetic.softmax_parameters(form, scale)
     return p.call("qc.softmax", x, None if table is None else p.constant("e", table), mask, form, constants, bits)
@@ -157,6 +162,7 @@ CASES: dict[str, Case] = {
         if arithmetic.has_form(function, form)
     },
     "nonlinear_words": lambda p: _nonlinear(p, _words(p, p.rows), "silu", "poly", 0.001, 40000),
+    "linear_of_groups": _grouped,
     "hadamard": lambda p: p.call("qc.hadamard", p.call("aten.slice:Tensor", p.rows, 2, 0, 32, 1), 16, 7),
     "hadamard_words": lambda p: p.call("qc.hadamard", p.call("aten.slice:Tensor", _words(p, p.rows), 2, 0, 24, 1), 24, -700),
     "divide": lambda p: p.call(
