@@ -198,7 +198,7 @@ def _affine(node: fx.Node, name: str, length: int, default: float) -> torch.Tens
 
 def _quantized_offset(lowering: Lowering, node: fx.Node, beta: torch.Tensor) -> IntegerValue:
     """q_beta and s_beta of the module's formula."""
-    largest = float(beta.abs().max())
-    scale = torch.tensor(largest / _LARGEST_OFFSET if largest > 0 else 1.0, dtype=torch.float64)
+    largest = float(beta.abs().max()) or 1.0
+    scale = torch.tensor(largest / _LARGEST_OFFSET, dtype=torch.float64)
     integers = lowering.constant(f"{node.name}_offset", torch.round(beta / scale).to(torch.int32))
     return IntegerValue(integers, scale, 0, INT32)
