@@ -105,6 +105,11 @@ def _shared(r: Rows) -> list[fx.Node]:
     return [r.affine(y, 8), r.affine(y, 8)]
 
 
+def _dropping(r: Rows) -> list[fx.Node]:
+    """An epsilon so large that deviations lose bits."""
+    return [r.normalize(r.words, epsilon=1 << 61), r.normalize(r.x, epsilon=1 << 57), r.normalize(r.words, centre=False, epsilon=1 << 61)]
+
+
 def _of_columns(r: Rows) -> list[fx.Node]:
     """Rows that do not lie side by side are copied first."""
     transposed = r.p.call("aten.transpose:int", r.words, 1, 2)
