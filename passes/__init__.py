@@ -25,6 +25,7 @@ PASSES: dict[str, str] = {
     "normalize-mask": "qcompiler.passes.canonicalize.normalize_mask:NormalizeMask",
     "raise-l2-normalize": "qcompiler.passes.canonicalize.raise_l2_normalize:RaiseL2Normalize",
     "raise-layer-norm": "qcompiler.passes.canonicalize.raise_layer_norm:RaiseLayerNorm",
+    "raise-layer-norm-moments": "qcompiler.passes.canonicalize.raise_layer_norm_moments:RaiseLayerNormMoments",
     "raise-rms-norm": "qcompiler.passes.canonicalize.raise_rms_norm:RaiseRmsNorm",
     "raise-softmax": "qcompiler.passes.canonicalize.raise_softmax:RaiseSoftmax",
     "eliminate-dead-code": "qcompiler.passes.canonicalize.eliminate_dead_code:EliminateDeadCode",

@@ -30,6 +30,7 @@ from qcompiler.passes.canonicalize.normalize_views import NormalizeViews
 from qcompiler.passes.canonicalize.one_d_to_two_d import OneDToTwoD
 from qcompiler.passes.canonicalize.raise_l2_normalize import RaiseL2Normalize
 from qcompiler.passes.canonicalize.raise_layer_norm import RaiseLayerNorm
+from qcompiler.passes.canonicalize.raise_layer_norm_moments import RaiseLayerNormMoments
 from qcompiler.passes.canonicalize.raise_rms_norm import RaiseRmsNorm
 from qcompiler.passes.canonicalize.raise_softmax import RaiseSoftmax
 from qcompiler.passes.canonicalize.remove_identities import RemoveIdentities
@@ -59,6 +60,7 @@ STEPS: tuple[Pass, ...] = (
     FuseActivation(),
     RaiseSoftmax(),
     RaiseLayerNorm(),
+    RaiseLayerNormMoments(),
     RaiseRmsNorm(),
     RaiseL2Normalize(),
     CollectMasks(),

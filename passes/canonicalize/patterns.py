@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
+from qcompiler.ir.float_ops import RESHAPE_OPS
 from qcompiler.pipeline.rewrite import Site
 
 _aten = torch.ops.aten
@@ -73,15 +74,23 @@ def over_square_root(node: fx.Node) -> Iterator[tuple[object, fx.Node]]:
 
 
 def reduced(value: object, target: edit.Target, rank_of: fx.Node) -> tuple[fx.Node, list[int]] | None:
-    """x and the dimensions of a mean or sum that keeps its dimensions (of size 1)."""
-    node = node_of(value, target)
-    if node is None or not edit.argument(node, "keepdim") or len(node.args) + len(node.kwargs) > 3:
+    """x and the dimensions of a mean, sum or maximum that keeps its dimensions (of size 1), or has them put back by views."""
+    node = node_of(without_views(value), target)
+    if node is None or len(node.args) + len(node.kwargs) > 3:
         return None
     source, dims = _node(node.args[0]), edit.argument(node, "dim")
     if source is None or dims is None:
         return None
     rank = rank_of.meta["val"].ndim
-    return source, sorted(dim % rank for dim in (dims if isinstance(dims, list | tuple) else [dims]))
+    found = sorted(dim % rank for dim in (dims if isinstance(dims, list | tuple) else [dims]))
+    return (source, found) if sizes(_call(value)) == sizes_without(source, found) else None
+
+
+def without_views(value: object) -> object:
+    """The value before views, which keep the order of its elements."""
+    while isinstance(value, fx.Node) and value.target in RESHAPE_OPS:
+        value = value.args[0]
+    return value
 
 
 def is_last(node: fx.Node, dims: list[int]) -> bool:
@@ -114,6 +123,11 @@ def _call(value: object) -> fx.Node:
 def sizes(node: fx.Node) -> list[str]:
     """The shape as text: comparing symbols themselves would add guards to the shape environment."""
     return [str(size) for size in node.meta["val"].shape]
+
+
+def sizes_without(node: fx.Node, dims: list[int]) -> list[str]:
+    """The shape of a value with one element along ``dims``, as text."""
+    return ["1" if position in dims else size for position, size in enumerate(sizes(node))]
 
 
 def symbols(node: fx.Node) -> int:

@@ -3,7 +3,8 @@
 softmax(x) = exp(x) / sum(exp(x))
 
 1. exp(x) / sum(exp(x)), where the same exp(x) stands above and below
-2. softmax(x - amax(x)) = softmax(x): what a row has in common cancels
+2. softmax(x - amax(x)) = softmax(x): what a row has in common cancels; sum and maximum may have lost their dimension if views put it
+   back
 3. softmax(x, dim) = permute(softmax(permute(x), -1)) for another dimension than the last
 4. its argument ``dtype`` is left out where it is the type at hand
 """
@@ -90,8 +91,5 @@ def _without_maximum(source: fx.Node, dim: int) -> fx.Node:
     if difference is None:
         return source
     value, largest = difference
-    maximum = patterns.node_of(largest, _aten.amax.default)
-    if maximum is None or maximum.args[0] is not value or not isinstance(value, fx.Node) or not edit.argument(maximum, "keepdim"):
-        return source
-    dims = [each % value.meta["val"].ndim for each in edit.argument(maximum, "dim")]
-    return value if dims == [dim] else source
+    maximum = patterns.reduced(largest, _aten.amax.default, value) if isinstance(value, fx.Node) else None
+    return value if maximum == (value, [dim]) else source  # type: ignore[return-value]  # then it is a node

@@ -25,7 +25,7 @@ def outcome(name: str, import_only: bool = False) -> Outcome:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["angle-classifier", "text-recognition", "silero-vad", "silero-vad-16k"])
+@pytest.mark.parametrize("name", ["angle-classifier", "text-recognition", "magika", "silero-vad", "silero-vad-16k"])
 def test_compiled_code_equals_the_reference(name: str) -> None:
     found = outcome(name)
     assert found.equal, found
@@ -33,9 +33,3 @@ def test_compiled_code_equals_the_reference(name: str) -> None:
 
 def test_text_detection_is_imported_as_onnxruntime_computes_it() -> None:
     outcome("text-detection", import_only=True)
-
-
-def test_magika_names_what_has_no_integer_form() -> None:
-    """Its layer norm runs over the positions and has the variance as E[x^2] - E[x]^2: no pass reads that yet."""
-    found = outcome("magika")
-    assert found.equal is None and "has no integer form" in found.reason and "jax2tf_get_logits_" in found.reason

@@ -20,7 +20,14 @@ def plain(m: nn.Module, x: Tensor) -> Tensor:
     return exponentials / exponentials.sum(2, keepdim=True)
 
 
-@pytest.mark.parametrize("function", [stable, plain, lambda m, x: x.softmax(2), lambda m, x: (x - x.amax(-1, keepdim=True)).softmax(-1)])
+def without_dimensions(m: nn.Module, x: Tensor) -> Tensor:
+    exponentials = torch.exp(x - x.amax(-1).unsqueeze(-1))
+    return exponentials / exponentials.sum(-1).reshape(-1, 3, 1)
+
+
+@pytest.mark.parametrize(
+    "function", [stable, plain, without_dimensions, lambda m, x: x.softmax(2), lambda m, x: (x - x.amax(-1, keepdim=True)).softmax(-1)]
+)
 def test_golden(rewrite: Callable, network: type, function: Callable) -> None:
     rewritten = rewrite(RaiseSoftmax(), network(function), (2, 3, 8), before=[NormalizeArithmetic()])
     assert rewritten.expressions == ["aten.softmax.int(inputs_0, dim=-1)"]
