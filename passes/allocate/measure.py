@@ -82,7 +82,7 @@ def measure(
         work = Evaluations(study, chosen)
         tasks, executor = chosen.tasks(study), executor or LocalExecutor()
         results = run_tasks(work, tasks, executor, ledger=ledger, progress=progress, description=f"measuring {chosen.name}")
-        rows = chosen.rows(OpenStudy(study), results)
+        rows = chosen.rows(OpenStudy(study, program), results)
     settings = {
         **chosen.settings(),
         "samples": str(study.samples),
@@ -119,7 +119,7 @@ def measure_together(
             program, quantize, replace(items, candidates=candidates), sampling, Path(folder), progress or SilentProgress()
         )
         study, _ = prepared.study(metric, data, labels)
-        return metric.together(OpenStudy(study), {item: study.types[item, bits] for item, bits in chosen.items()})
+        return metric.together(OpenStudy(study, program), {item: study.types[item, bits] for item, bits in chosen.items()})
 
 
 @dataclass(frozen=True)

@@ -91,10 +91,10 @@ class Piece:
 class OpenStudy:
     """A study with its program, in a worker."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, program: Program | None = None) -> None:
+        """``program``: the study's own, where it is at hand; else it is read."""
         self.study = study
-        description = json.loads((study.folder / _PROGRAM).read_text(encoding="utf-8"))
-        self.program = serialize.load(description, safetensors.torch.load_file(study.folder / _WEIGHTS))
+        self.program = program if program is not None else _read_program(study.folder)
 
     def piece(self, number: int) -> Piece:
         """The piece with that number."""
@@ -138,6 +138,11 @@ def write_program(folder: Path, program: Program) -> None:
     (folder / _PROGRAM).write_text(json.dumps(description), encoding="utf-8")
     contiguous = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     safetensors.torch.save_file(contiguous, folder / _WEIGHTS)
+
+
+def _read_program(folder: Path) -> Program:
+    description = json.loads((folder / _PROGRAM).read_text(encoding="utf-8"))
+    return serialize.load(description, safetensors.torch.load_file(folder / _WEIGHTS))
 
 
 def write_samples(
