@@ -17,9 +17,8 @@ from torch import Tensor
 
 import functions
 import qcompiler.ir.ops  # noqa: F401  # registers torch.ops.qc
-from qcompiler.arithmetic import REQUANTIZE, Dyadic, choose, choose_residual, exponential_table, normalize, softmax
+from qcompiler.arithmetic import REQUANTIZE, Dyadic, choose, choose_residual, exponential_table, normalize, normalized_scale, softmax
 from qcompiler.arithmetic.dyadic import FORMS
-from qcompiler.arithmetic.normalize import OUTPUT_FRACTION_BITS
 
 Seconds = defaultdict[str, float]
 
@@ -85,7 +84,7 @@ def worst_softmax_error(scores: Tensor, bits: int) -> float:
 def worst_normalization_error(rows: Tensor) -> float:
     """Over the largest magnitude of the exact results."""
     exact = torch.nn.functional.layer_norm(rows.double(), (rows.shape[-1],), eps=0.0) / rows.shape[-1] ** 0.5
-    result = normalize(rows, 0, 0, True, "newton") / 2.0**OUTPUT_FRACTION_BITS
+    result = normalize(rows, 0, 0, True, "newton").double() * normalized_scale("newton", rows.shape[-1], centre=True)
     return float((result - exact).abs().max() / exact.abs().max())
 
 

@@ -125,7 +125,7 @@ def smallest_sum(form: str) -> float:
 def normalization_error(form: str, rows: Tensor) -> Tensor:
     """Relative to the largest result of each row."""
     exact = torch.nn.functional.layer_norm(rows.double(), (rows.shape[-1],), eps=0.0) / rows.shape[-1] ** 0.5
-    result = normalize(rows, 0, 0, True, form).double() * normalized_scale(form)
+    result = normalize(rows, 0, 0, True, form).double() * normalized_scale(form, rows.shape[-1], centre=True)
     return (result - exact) / exact.abs().amax(-1, keepdim=True)
 
 
