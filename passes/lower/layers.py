@@ -23,7 +23,7 @@ from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
 from qcompiler.ir.provenance import describe
 from qcompiler.ir.quantized_constants import integer_constant
-from qcompiler.ir.types import INT32
+from qcompiler.ir.types import INT32, QuantizedType
 from qcompiler.passes.lower.lowering import IntegerValue, Lowering, LoweringFunction, Value, unsupported
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
@@ -68,6 +68,8 @@ def transposed_convolution(lowering: Lowering, node: fx.Node) -> Value:
     dilated = lowering.call(_qc.dilate.default, x.node, list(argument(node, "stride")), x.zero_point, name=f"{node.name}_dilated")
     dilated.meta["quantized"] = x.quantized
     weight_node = lowering.constant(f"{node.name}_weight_flipped", flipped)
+    weight_scale = tuple(weight.scale.float().reshape(-1).repeat(groups if weight.scale.numel() > 1 else 1).tolist())
+    weight_node.meta["quantized"] = QuantizedType(weight.integer, weight_scale, axis=0 if len(weight_scale) > 1 else None)
     accumulator = lowering.call(
         _qc.convolution.default,
         dilated,
