@@ -65,6 +65,7 @@ PASSES: dict[str, str] = {
     "reconstruct-blocks": "qcompiler.passes.reconstruct.reconstruct_blocks:ReconstructBlocks",
     "adaquant": "qcompiler.passes.reconstruct.adaquant:AdaQuant",
     "tune-bias": "qcompiler.passes.reconstruct.tune_bias:TuneBias",
+    "retune-batch-norm": "qcompiler.passes.reconstruct.retune_batch_norm:RetuneBatchNorm",
     "lower-integer": "qcompiler.passes.lower.lower_integer:LowerInteger",
     "optimize": "qcompiler.passes.optimize.optimize:Optimize",
     "merge-requantize": "qcompiler.passes.optimize.merge_requantize:MergeRequantize",
@@ -87,6 +88,8 @@ METRICS: dict[str, str] = {
 }
 
 ANALYSES: dict[str, str] = {
+    "allocation": "qcompiler.passes.allocate.allocate:allocation",
+    "pareto-front": "qcompiler.passes.allocate.allocate:pareto_front",
     "sensitivity": "qcompiler.passes.allocate.measure:measure",
     "synthesize": "qcompiler.passes.allocate.synthetic:synthesize",
 }

@@ -8,9 +8,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from qcompiler.allocation import Allocation, allocate, pareto_front
     from qcompiler.analysis import sensitivity, synthesize
     from qcompiler.api import Module, capture, compile, export_onnx, load, quantize
     from qcompiler.ir.program import Program
+    from qcompiler.latency import LatencyTable, profile
     from qcompiler.sensitivity import SensitivityTable, rank_correlation
 
 __version__ = "0.1.0"
@@ -24,6 +26,11 @@ _LAZY = {
     "export_onnx": "qcompiler.api",
     "Module": "qcompiler.api",
     "Program": "qcompiler.ir.program",
+    "Allocation": "qcompiler.allocation",
+    "allocate": "qcompiler.allocation",
+    "pareto_front": "qcompiler.allocation",
+    "LatencyTable": "qcompiler.latency",
+    "profile": "qcompiler.latency",
     "sensitivity": "qcompiler.analysis",
     "synthesize": "qcompiler.analysis",
     "SensitivityTable": "qcompiler.sensitivity",
@@ -31,13 +38,18 @@ _LAZY = {
 }
 
 __all__ = [
+    "Allocation",
+    "LatencyTable",
     "Module",
     "Program",
     "SensitivityTable",
+    "allocate",
     "capture",
     "compile",
     "export_onnx",
     "load",
+    "pareto_front",
+    "profile",
     "quantize",
     "rank_correlation",
     "sensitivity",

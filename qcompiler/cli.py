@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from qcompiler.errors import ArtifactError, CalibrationError, CaptureError, QCompilerError
+from qcompiler.errors import ArtifactError, CalibrationError, CaptureError, QCompilerError, UnknownNameError
 
 if TYPE_CHECKING:
     import torch
@@ -260,6 +260,48 @@ def bench(
 
 
 @app.command()
+def profile(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="as 'compile' takes it")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="TABLE.json", help="where the table goes")],
+    bits: Annotated[str, typer.Option(metavar="N,N,...", help="bits of the weights")] = "2,4,8",
+    activation_bits: Annotated[str, typer.Option(metavar="N,N,...", help="bits of the values")] = "8",
+    calibration: Annotated[
+        str | None, typer.Option(metavar="DATA", help="as 'compile' takes it; without it random numbers: times do not depend on values")
+    ] = None,
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE.yaml", help="see 'qcompiler recipes'")] = "int8",
+    option: Annotated[list[str] | None, typer.Option(metavar="PASS.OPTION=VALUE", help="replace an option; may be repeated")] = None,
+    size: Sizes = None,
+    fixed_batch: FixedBatch = False,
+    target: Annotated[str, typer.Option(help="see 'qcompiler targets'; this machine must be able to run it")] = "native",
+    threads: Threads = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="time kernels again that were timed before")] = False,
+) -> None:
+    """Time a model's layers on this machine at each bit-width, for 'allocate{latency=...}'."""
+    widths = {"weight_bits": _numbers("--bits", bits), "activation_bits": _numbers("--activation-bits", activation_bits)}
+    options = dict(_key_and_value(item) for item in option or ())
+    _check_output(output)
+    _check_names(recipe, None, options, target)
+
+    from qcompiler.calibration.data import open_data
+    from qcompiler.latency import profile as measure
+    from qcompiler.pipeline.progress import progress_for
+
+    progress = progress_for(sys.stderr) if sys.stderr.isatty() else progress_for(sys.stdout)
+    with _quiet_libraries(context.obj["verbose"]):
+        program = _capture(model, calibration, None, size, fixed_batch)
+    data = None if calibration is None else open_data(calibration, program.inputs)
+    settings: dict[str, Any] = {"recipe": recipe, "options": options, "target": target, "threads": threads, "fresh": fresh, **widths}
+    table = measure(program, data, progress=progress, **settings)
+    table.save(output)
+    machine = table.machine
+    typer.echo(f"{output}: {len(table.layers)} layers, {len(table.kernels)} kernels, target {machine.target}, {machine.threads} threads")
+    for pair in sorted(next(iter(table.layers.values()), {})):
+        whole = table.predict(dict.fromkeys(table.layers, pair))
+        typer.echo(f"W{pair[0]}A{pair[1]} everywhere: {whole * 1e3:.3f} ms, {(whole - table.rest) * 1e3:.3f} ms of it in layers")
+
+
+@app.command()
 def passes() -> None:
     """List the passes with their stages and options."""
     import dataclasses
@@ -302,6 +344,83 @@ def targets() -> None:
             typer.echo(f"{target}: {'runs here' if reason is None else reason}{native}")
 
 
+@app.command()
+def sensitivity(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="as 'compile' takes it")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="TABLE.json|.csv", help="where the table goes")],
+    metric: Annotated[str, typer.Option(metavar="NAME{OPTIONS}", help="as 'hessian-trace{probes=16}'; see docs/sensitivity.md")],
+    calibration: Annotated[str | None, typer.Option(metavar="DATA", help="as 'compile' takes it")] = None,
+    synthesize: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="in its place N images made of the model's batch norms")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE.npy", help="class of each sample; without it the model's own output is the target")
+    ] = None,
+    bits: Annotated[str, typer.Option(metavar="N,N,...", help="bit-widths, of 2 to 8")] = "2,3,4,6,8",
+    samples: Annotated[int, typer.Option(min=0, help="samples that are looked at, at most; 0: all")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="samples at once, which bounds memory")] = 16,
+    loss: Annotated[str, typer.Option(help="cross-entropy or squared-error, of the first output")] = "cross-entropy",
+    seed: Annotated[int, typer.Option(help="of every random choice")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="processes")] = 1,
+    checkpoint: Annotated[Path | None, typer.Option(metavar="DIR", help="keep finished evaluations there, and continue from them")] = None,
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE.yaml", help="see 'qcompiler recipes'")] = "int8",
+    option: Annotated[list[str] | None, typer.Option(metavar="PASS.OPTION=VALUE", help="replace an option; may be repeated")] = None,
+    size: Sizes = None,
+    fixed_batch: FixedBatch = False,
+) -> None:
+    """Measure what each weight and activation of a model costs at each bit-width."""
+    options = dict(_key_and_value(item) for item in option or ())
+    widths = _numbers("--bits", bits)
+    _check_output(output)
+    if output.suffix not in (".json", ".csv"):
+        raise typer.BadParameter(f"the table is written as .json or .csv, got '{output}'")
+    if calibration is not None and synthesize is not None:
+        raise typer.BadParameter("--calibration and --synthesize exclude each other")
+    _check_names(recipe, None, options, "native")
+    _check_metric(metric)
+
+    from qcompiler import analysis
+    from qcompiler.calibration.data import open_data
+    from qcompiler.pipeline.progress import progress_for
+
+    progress = progress_for(sys.stderr) if sys.stderr.isatty() else progress_for(sys.stdout)
+    with _quiet_libraries(context.obj["verbose"]):
+        program = _capture(model, calibration, None, size, fixed_batch)
+    data: Any = None if calibration is None else open_data(calibration, program.inputs)
+    if synthesize is not None:
+        data = analysis.synthesize(program, synthesize, seed=seed, progress=progress)
+    given = None if labels is None else _load_labels(labels)
+    how: dict[str, Any] = {"recipe": recipe, "options": options, "samples": samples, "batch": batch, "loss": loss, "seed": seed}
+    table = analysis.sensitivity(
+        program, data, metric, widths, labels=given, workers=workers, checkpoint=checkpoint, progress=progress, **how
+    )
+    table.save(output)
+    kinds = [sum(item.kind == kind for item in table.items) for kind in ("weight", "activation")]
+    typer.echo(f"{output}: {table.metric} of {kinds[0]} weights and {kinds[1]} activations at {', '.join(map(str, widths))} bits")
+
+
+@app.command()
+def correlate(
+    first: Annotated[Path, typer.Argument(metavar="TABLE", help="a table of 'sensitivity'")],
+    second: Annotated[Path, typer.Argument(metavar="TABLE", help="another one")],
+    bits: Annotated[int | None, typer.Option(min=2, max=16, help="one bit-width alone (default: each by itself)")] = None,
+    kind: Annotated[str | None, typer.Option(metavar="weight|activation", help="one kind alone (default: each by itself)")] = None,
+) -> None:
+    """Compare two sensitivity tables by ranks: how far they order the same rows alike."""
+    from qcompiler.sensitivity import ITEM_KINDS, SensitivityTable, rank_correlation
+
+    if kind not in (None, *ITEM_KINDS):
+        raise typer.BadParameter(f"--kind takes {' or '.join(ITEM_KINDS)}, got '{kind}'")
+
+    tables = SensitivityTable.load(first), SensitivityTable.load(second)
+    widths = [bits] if bits is not None else sorted({width for _, width in tables[0].rows} & {width for _, width in tables[1].rows})
+    for each in (each for each in ITEM_KINDS if kind in (None, each) and any(item.kind == each for item in tables[0].items)):
+        for width in widths:
+            found = rank_correlation(*tables, bits=width, kind=each)
+            typer.echo(f"{each}s at {width} bits: Spearman {found.spearman:+.3f}, Kendall {found.kendall:+.3f}, {found.rows} rows")
+
+
 @contextlib.contextmanager
 def _quiet_libraries(verbose: bool) -> Iterator[None]:
     """Keep torch's own prints and log lines about a model that it cannot export out of the way of our one line."""
@@ -342,6 +461,27 @@ def _check_names(recipe: str, passes: str | None, options: dict[str, str], targe
 
     override(parse_pipeline(passes), options) if passes is not None else load_recipe(recipe).passes(options)
     find_target(target)
+
+
+def _check_metric(text: str) -> None:
+    from qcompiler.pipeline.registry import metric_names
+    from qcompiler.pipeline.text import split_pipeline
+
+    for written in split_pipeline(text):
+        if written.name not in metric_names():
+            raise UnknownNameError("metric", written.name, metric_names())
+
+
+def _load_labels(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CalibrationError(f"labels '{path}' cannot be read as .npy: {error}") from error
+    if not isinstance(found, np.ndarray):
+        raise CalibrationError(f"labels '{path}' are several arrays: give a .npy file with one")
+    return found
 
 
 def _at_stage(
@@ -450,6 +590,13 @@ def _key_and_value(text: str) -> tuple[str, str]:
     if not separator or not key:
         raise typer.BadParameter(f"--option takes PASS.OPTION=VALUE, got '{text}'")
     return key, value
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    """``2,4,8``."""
+    if not re.fullmatch(r"[2-8](,[2-8])*", text):
+        raise typer.BadParameter(f"{option} takes numbers from 2 to 8 with commas between them, got '{text}'")
+    return tuple(int(number) for number in text.split(","))
 
 
 def _facts(path: Path, module: Module) -> Iterable[str]:

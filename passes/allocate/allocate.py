@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from qcompiler.errors import CalibrationError, PassError
+from qcompiler.allocation import Allocation
+from qcompiler.errors import CalibrationError, PassError, UnknownNameError
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
+from qcompiler.passes.allocate import pareto
 from qcompiler.passes.allocate import table as tables
 from qcompiler.passes.allocate.costs import average_budget, bops_budget, make_problem, size_budget
 from qcompiler.passes.allocate.items import Candidate, Items, find_items, with_bits
@@ -31,7 +33,22 @@ from qcompiler.passes.quantize.quantize import Quantize
 from qcompiler.pipeline.contract import Exact, Pass, PassContext, PassResult, Promise
 from qcompiler.sensitivity import Item, ItemKind, SensitivityTable
 
+BUDGETS = ("average_weight_bits", "size", "bops", "latency")
 _MILLISECONDS = 1e3
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A problem and the items that its names stand for."""
+
+    items: Items
+    metric: str
+    problem: Problem
+
+    def allocation(self, solution: Solution) -> Allocation:
+        """A solution in terms of items."""
+        bits = {item: solution.chosen[str(item)] for item in self.items.candidates}
+        return Allocation(bits, solution.objective, solution.costs, solution.method)
 
 
 @dataclass(frozen=True)
@@ -56,7 +73,7 @@ class Allocate(Pass):
         seed: of the metric's random choices.
         checkpoint: folder in which the metric keeps finished work; empty: the manager's folder, if it has one.
 
-    Without a budget there is nothing to do. Which values have fixed bits the options of the pass quantize behind this one say.
+    One budget at least must be given; all that are given hold together. Which values have fixed bits the options of the pass quantize behind this one say.
     """
 
     name: ClassVar[str] = "allocate"
@@ -88,26 +105,37 @@ class Allocate(Pass):
                 raise PassError(f"{self.name}: {option} must be different numbers among 2..8, got {widths}")
         if not self.bits:
             raise PassError(f"{self.name}: bits must name one width at least")
-        for option in ("average_weight_bits", "size", "bops", "latency"):
+        for option in BUDGETS:
             limit = getattr(self, option)
-            if limit is not None and not 0.0 < limit < math.inf:
+            if limit is not None and not limit > 0.0:
                 raise PassError(f"{self.name}: {option} must be positive, got {limit}")
 
     def run(self, program: Program, context: PassContext) -> PassResult:
+        stated = self.state(program, context)
+        if not stated.items.candidates:
+            return PassResult(program, False, ("no layer has bits to choose: the options of quantize fix them all",))
+        solution = solve(stated.problem, self.solver)
+        bits = stated.allocation(solution).bits
+        notes = (_summary(stated, solution), *_layer_notes(stated.items, bits))
+        return PassResult(with_bits(program, bits), True, notes)
+
+    def state(self, program: Program, context: PassContext) -> Stated:
+        """The problem that the options make of a program; where no item has a choice it is empty.
+
+        Raises:
+            PassError: there is no budget.
+            CalibrationError, TargetError, UnknownNameError: a table does not fit, a pin names no item, there are no data to measure with.
+        """
+        if all(getattr(self, budget) is None for budget in BUDGETS):
+            raise PassError(f"no budget is given: give one of {', '.join(BUDGETS)}")
         quantize = next((item for item in context.following if isinstance(item, Quantize)), Quantize())
         items = self.items(program, quantize)
         pins = parse_pins(self.pins, items)
-        budgets = self._budgets(program, items, context)
+        budgets = self._budgets(program, items, context) if items.candidates else []
         if not budgets:
-            return PassResult(program, False, ("no budget is given: quantize decides about bits",))
-        if not items.candidates:
-            return PassResult(program, False, ("no layer has bits to choose: the options of quantize fix them all",))
+            return Stated(items, self.metric, Problem((), ()))
         table = self._table(program, items, quantize, context)
-        problem = make_problem(items, table, budgets, pins, self.ties)
-        solution = solve(problem, self.solver)
-        chosen = {item: solution.chosen[str(item)] for item in items.candidates}
-        notes = (_summary(table, problem, solution), *_layer_notes(items, chosen))
-        return PassResult(with_bits(program, chosen), True, notes)
+        return Stated(items, table.metric, make_problem(items, table, budgets, pins, self.ties))
 
     def items(self, program: Program, quantize: Quantize) -> Items:
         """The items with the bits that the options allow; those of values are fixed where ``activation_bits`` is empty."""
@@ -187,12 +215,11 @@ def _completed(table: SensitivityTable, items: Items) -> SensitivityTable:
     return replace(table, rows={**single, **table.rows})
 
 
-def _summary(table: SensitivityTable, problem: Problem, solution: Solution) -> str:
-    costs = ", ".join(
-        f"{budget.name} {budget.shown(solution.costs[budget.name])} of {budget.shown(budget.limit)}" for budget in problem.budgets
-    )
+def _summary(stated: Stated, solution: Solution) -> str:
+    budgets = stated.problem.budgets
+    costs = ", ".join(f"{budget.name} {budget.shown(solution.costs[budget.name])} of {budget.shown(budget.limit)}" for budget in budgets)
     proof = f", at most {solution.gap:.2%} above the least" if solution.proven else ""
-    return f"{solution.method}: sum of sensitivities ({table.metric}) {solution.objective:.6g}{proof}; {costs}"
+    return f"{solution.method}: sum of sensitivities ({stated.metric}) {solution.objective:.6g}{proof}; {costs}"
 
 
 def _layer_notes(items: Items, chosen: Mapping[Item, int]) -> list[str]:
@@ -202,3 +229,21 @@ def _layer_notes(items: Items, chosen: Mapping[Item, int]) -> list[str]:
         place = f" ({size.place})" if size.place else ""
         notes.append(f"{item.name}: {'W' if item.kind == 'weight' else 'A'}{bits}{place}")
     return notes
+
+
+def pareto_front(
+    program: Program, item: Allocate, budget: str, limits: Sequence[float] | None, points: int, context: PassContext
+) -> tuple[Allocation, ...]:
+    """What the pass would choose for several limits of one budget: ``pareto.pareto_front`` in terms of items."""
+    if budget not in BUDGETS:
+        raise UnknownNameError("budget", budget, BUDGETS)
+    open_ended = replace(item, **{budget: math.inf})  # type: ignore[arg-type]  # an option of that name
+    stated = open_ended.state(program, context)
+    front = pareto.pareto_front(stated.problem, budget, limits, points=points, method=item.solver)
+    return tuple(stated.allocation(solution) for solution in front)
+
+
+def allocation(program: Program, item: Allocate, context: PassContext) -> Allocation:
+    """What the pass would choose."""
+    stated = item.state(program, context)
+    return stated.allocation(solve(stated.problem, item.solver))

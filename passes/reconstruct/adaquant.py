@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from qcompiler.passes.reconstruct.fitting import Model, Schedule
 from qcompiler.passes.reconstruct.gradient import LayerReconstruction
-from qcompiler.passes.reconstruct.layers import LayerChange, QuantizedLayer, broadcast_scale
+from qcompiler.passes.reconstruct.layers import LayerChange, QuantizedLayer, broadcast_scale, uses_its_grid
 from qcompiler.passes.reconstruct.sweep import BlockWork
 from qcompiler.passes.reconstruct.tune_bias import learning_rate_of
 
@@ -35,7 +35,7 @@ class StraightThroughLayer:
         self._steps = (layer.original / layer.scale).requires_grad_()
         self._log_factor = torch.zeros(len(layer.kind.scale)).requires_grad_(learn_scale)
         # The scale of a channel that uses little of its grid was raised so that its bias fits int32: it stays.
-        self._learns = _uses_its_grid(layer) if learn_scale else torch.zeros(len(layer.kind.scale), dtype=torch.bool)
+        self._learns = uses_its_grid(layer) if learn_scale else torch.zeros(len(layer.kind.scale), dtype=torch.bool)
         self._bias = None if layer.present_bias is None else layer.present_bias.clone().requires_grad_()
 
     def parameters(self) -> list[dict[str, Any]]:
@@ -96,11 +96,3 @@ class AdaQuant(LayerReconstruction):
 
     def _rates(self, layer: QuantizedLayer) -> tuple[float, float, float]:
         return self.learning_rate, self.scale_learning_rate, learning_rate_of(layer, self.bias_learning_rate)
-
-
-def _uses_its_grid(layer: QuantizedLayer) -> Tensor:
-    """For each scale whether its integers reach half of the highest one."""
-    axis = layer.kind.axis
-    magnitude = layer.integers.to(torch.int32).abs()
-    rows = magnitude.reshape(1, -1) if axis is None else magnitude.movedim(axis, 0).flatten(1)
-    return rows.amax(1) * 2 >= layer.high

@@ -76,6 +76,14 @@ def broadcast_scale(scale: Tensor, kind: QuantizedType, dims: int) -> Tensor:
     return scale.reshape(shape)
 
 
+def uses_its_grid(layer: QuantizedLayer) -> Tensor:
+    """For each scale whether its integers reach half of the highest one."""
+    axis = layer.kind.axis
+    magnitude = layer.integers.to(torch.int32).abs()
+    rows = magnitude.reshape(1, -1) if axis is None else magnitude.movedim(axis, 0).flatten(1)
+    return rows.amax(1) * 2 >= layer.high
+
+
 def find_layers(program: Program, reference: Program) -> tuple[list[QuantizedLayer], list[str]]:
     """The layers of a QDQ program in topological order, and a note for each that must be left alone."""
     originals = {node.name: node for node in reference.graph.nodes}

@@ -130,6 +130,14 @@ class BlockWork:
         """What goes into a layer, batch after batch, behind all roundings and changed layers before it."""
         return (values for (values,) in self._programs.run(self._programs.graph, self._values, [layer.source], self.replaced))
 
+    def layer_outputs(self, layer: QuantizedLayer) -> Iterator[tuple[Tensor, Tensor]]:
+        """What a layer gives behind all roundings and changed layers before it, and in the float program, batch after batch."""
+        programs = self._programs
+        originals = {programs.original(node): store for node, store in self._float_values.items()}
+        quantized = programs.run(programs.graph, self._values, [layer.node], self.replaced)
+        floats = programs.run(programs.float_graph, originals, [programs.original(layer.node)])
+        return ((one, other) for (one,), (other,) in zip(quantized, floats, strict=True))
+
     def layer(self, layer: QuantizedLayer) -> Unit:
         """A layer and the activation fused into it as a unit; ``delete`` its stores when it is done."""
         programs = self._programs

@@ -11,7 +11,12 @@ from qcompiler.ir.types import Stage
 from qcompiler.pipeline.recipes import recipe_names
 
 # Fewer steps and samples than anyone would take, for recipes that fit weights.
-QUICK = {"is-vit-w3a4": {"reconstruct-blocks.steps": 2}, "repquant-w4a4": {"gptq.samples": 8}}
+QUICK = {
+    "is-vit-w3a4": {"reconstruct-blocks.steps": 2},
+    "repquant-w4a4": {"gptq.samples": 8},
+    "hawq-v3": {"allocate.average_weight_bits": 6},
+    "mixed": {"allocate.bops": 4e6, "allocate.size": 1e5, "allocate.activation_bits": (4, 8)},
+}
 
 
 @pytest.mark.slow

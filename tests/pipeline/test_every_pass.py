@@ -32,8 +32,9 @@ TO_STAGE = {
     Stage.QDQ: "canonicalize,quantize",
     Stage.INTEGER: "canonicalize,quantize,lower-integer",
 }
-# Options with which a pass that works long ends soon.
+# Options with which a pass that works long ends soon, and those that a pass must be given.
 QUICK: dict[str, dict[str, object]] = {name: {"steps": 10} for name in ("adaround", "reconstruct-blocks", "adaquant", "tune-bias")}
+QUICK["allocate"] = {"metric": "perturbation", "average_weight_bits": 5.0}
 
 
 class RandomNetwork(nn.Module):
@@ -172,4 +173,4 @@ def test_pass_keeps_its_promise(name: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", [name for name in pass_names() if find_pass(name).takes is find_pass(name).gives is Stage.FLOAT])
 def test_float_pass_keeps_its_promise_on_networks_as_captured(name: str, seed: int) -> None:
-    check(make_pass(name, {}), captured(seed))
+    check(make_pass(name, QUICK.get(name, {})), captured(seed))

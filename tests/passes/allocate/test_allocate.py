@@ -136,11 +136,6 @@ def test_other_solvers_keep_the_budget_too(solver: str, tmp_path: Path) -> None:
     assert record.notes[0].startswith(f"{solver}: sum of sensitivities (by-hand) ")
 
 
-def test_without_a_budget_there_is_nothing_to_do() -> None:
-    program = run("allocate")
-    assert not program.history[-1].modified and "no budget" in program.history[-1].notes[0]
-
-
 def test_a_latency_budget_reads_the_table_of_this_machine_alone(tmp_path: Path) -> None:
     path = table(tmp_path / "table.csv")
     layers = [node.name for node in float_program().graph.nodes if node.name in ("conv2d", "conv2d_1", "conv2d_2", "linear")]
@@ -161,6 +156,7 @@ def test_a_latency_budget_reads_the_table_of_this_machine_alone(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ("samples=8", PassError, "no budget is given: give one of average_weight_bits, size, bops, latency"),
         ("average_weight_bits=1.5", AllocationError, "average_weight_bits = 1.5 bits is below the minimum of 2 bits: raise"),
         ("size=10", AllocationError, "budget size = 10 bytes is below the minimum of"),
         ("average_weight_bits=4,pins=(conv2d_9:w4)", UnknownNameError, "unknown weight in a pin: 'conv2d_9': did you mean 'conv2d"),
