@@ -233,3 +233,38 @@ def test_an_op_that_may_stay_in_float(folder: Path, command: Command) -> None:
     assert re.search(r"\d+ integer ops, 3 float ops", done.out) and "stays in float: 'sinh_float'" in done.out
     verified = command("verify", "model.qca")
     assert verified.status == 0 and "islands sinh_float" in verified.out
+
+
+def test_sensitivity_tables_are_measured_and_compared(command: Command, folder: Path) -> None:
+    np.save(folder / "labels.npy", np.arange(24) % 4)
+    for name, metric in (("first.csv", "hessian-trace{probes=2}"), ("second.json", "fisher")):
+        done = command(
+            *("sensitivity", "my_models:small", "--calibration", "images.npz", "--metric", metric, "--bits", "4,8", "-o", name),
+            *("--labels", "labels.npy", "--workers", "2", "--checkpoint", f"kept-{name}"),
+        )
+        assert done.status == 0, done.err
+        assert done.out.endswith(f"{name}: {metric.partition('{')[0]} of 2 weights and 3 activations at 4, 8 bits\n")
+    compared = command("correlate", "first.csv", "second.json", "--bits", "4", "--kind", "activation")
+    assert re.fullmatch(r"activations at 4 bits: Spearman [+-][\d.]+, Kendall [+-][\d.]+, 3 rows\n", compared.out), compared.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--metric", "fishy"], 1, "error: unknown metric 'fishy': did you mean 'fisher'?"),
+        (["--metric", "fisher", "--synthesize", "4"], 1, "error: images cannot be synthesized: the program has no batch norm"),
+        (["--metric", "fisher", "--calibration", "nan.npz"], 1, "1 of 4608 values are NaN or infinite"),
+        (
+            ["--metric", "fisher", "--calibration", "images.npz", "--labels", "images.npz"],
+            1,
+            "labels 'images.npz' are several arrays: give a .npy",
+        ),
+        (["--metric", "fisher"], 1, "error: metric 'fisher' looks at samples: give calibration data"),
+        (["--metric", "fisher", "--bits", "4;8"], 2, "--bits takes numbers from 2 to 8 with commas"),
+        (["--metric", "fisher", "-o", "table.txt"], 2, "the table is written as .json or .csv"),
+    ],
+)
+def test_sensitivity_mistakes(command: Command, folder: Path, arguments: list[str], status: int, message: str) -> None:
+    done = command("sensitivity", "my_models:with_example", "-o", "table.json", *arguments)
+    assert done.status == status and message in " ".join(done.err.split()), done.err
+    assert not list(folder.glob("table.*"))
