@@ -43,9 +43,9 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.
     registry.refresh()
 
 
-def install(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    point = EntryPoint("mine", value, "qcompiler.passes")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "qcompiler.passes" else [])
+def install(monkeypatch: pytest.MonkeyPatch, value: str, group: str = "qcompiler.passes") -> None:
+    point = EntryPoint("mine", value, group)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == point.group else [])
 
 
 def test_every_registered_pass_can_be_imported() -> None:
@@ -63,6 +63,19 @@ def test_third_parties_add_passes_by_an_entry_point(plug_in: pytest.MonkeyPatch)
         registry.find_pass("absent")
     with pytest.raises(QCompilerError, match="'misnamed' is registered for .*ThirdParty, which calls itself 'third-party'"):
         registry.find_pass("misnamed")
+
+
+def test_third_parties_add_metrics_by_an_entry_point(plug_in: pytest.MonkeyPatch) -> None:
+    install(plug_in, "third_party_passes:TABLE", "qcompiler.metrics")
+    assert {"third-party", "hessian-trace"} <= set(registry.metric_names())
+    assert registry.find_metric("third-party").__module__ == "third_party_passes"
+    with pytest.raises(UnknownNameError, match="unknown metric 'hessian': did you mean 'hessian-trace'"):
+        registry.find_metric("hessian")
+
+
+def test_every_registered_metric_can_be_imported() -> None:
+    for name in registry.metric_names():
+        assert registry.find_metric(name).name == name
 
 
 def test_a_name_is_registered_once(plug_in: pytest.MonkeyPatch) -> None:
