@@ -12,7 +12,7 @@ from qcompiler.backends.onnx.writers import Call, Registry
 
 WRITERS = Registry()
 
-_LARGEST_FACTOR = 64
+_LARGEST_FACTOR = 64  # a power of four: an odd power of two has its pair on the highest bit
 
 
 @WRITERS.writes("qc.hadamard.default")
@@ -35,9 +35,7 @@ def _factors(block: int) -> list[torch.Tensor]:
     small = small_order(block)
     assert small is not None  # the op's shape function has checked it
     factors = [small_matrix(small)] if small > 1 else []
-    rest = block // small
-    while rest > 1:
-        size = min(rest, _LARGEST_FACTOR)
-        factors.append(hadamard_matrix(size))
-        rest //= size
-    return factors or [small_matrix(1)]
+    rest, powers = block // small, 0
+    while rest > _LARGEST_FACTOR:
+        rest, powers = rest // _LARGEST_FACTOR, powers + 1
+    return [*factors, hadamard_matrix(rest), *[hadamard_matrix(_LARGEST_FACTOR)] * powers]

@@ -2,12 +2,21 @@
 
 Constructed in code, for n = m 2^k with the smallest m that one of these gives:
 
-- Sylvester (1867): m = 1 or 2; H_2n = [[H, H], [H, -H]].
+- Sylvester (1867): m = 1 or 2; the product of two matrices, by Kronecker, is one.
 - Paley I (1933): m = q + 1 for a prime power q = 3 (mod 4): H = I + S with S = [[0, 1], [-1, Q]].
 - Paley II: m = 2 (q + 1) for a prime power q = 1 (mod 4): H = C x [[1, 1], [1, -1]] + I x [[1, -1], [-1, -1]] with C = [[0, 1], [1, Q]].
 
 Q[a, b] = chi(a - b) with the quadratic character chi of the field of q elements. All orders up to 88 are among them; 92, 116, 156, 172
 and others that take a search are not. A number of channels without a matrix gets blocks: ``block_of``.
+
+**What is equal in all channels stays small.** Sylvester's matrix puts n times the mean of x into one element, which then decides the scale
+of all: values after GELU or a ReLU have such a mean. So powers of two are products of
+
+    B = [[1, 1, 1, 1], [1, -1, 1, -1], [-1, 1, 1, -1], [1, 1, -1, -1]]
+
+(and of one [[1, 1], [1, -1]] where the exponent is odd, on the highest bit), whose columns sum to +-2 = +-sqrt(4): a constant c becomes
++-sqrt(n) c everywhere. It costs as many additions as Sylvester's. Of the small matrices rows are negated until the sums of their columns
+are about as small. (A Boolean function with such a flat transform is called bent.)
 
 The transform of a row x is x (H_m kron H_2^k): element a 2^k + b of a block takes part in k butterflies over b and in one product with
 the small matrix over a, additions and subtractions all of them. |y| <= block max|x|.
@@ -34,7 +43,7 @@ def hadamard_matrix(order: int) -> torch.Tensor:
     small = small_order(order)
     if small is None:
         raise ValueError(f"no Hadamard matrix of order {order} is known here")
-    return torch.kron(small_matrix(small), _sylvester(order // small)).to(torch.int8)
+    return torch.kron(small_matrix(small), _flat_power(order // small))
 
 
 @functools.cache
@@ -64,7 +73,7 @@ def small_matrix(order: int) -> torch.Tensor:
     if construction is None:
         raise ValueError(f"no Hadamard matrix of order {order} is constructed without another")
     kind, q = construction
-    return {"trivial": _trivial, "paley-1": _paley_one, "paley-2": _paley_two}[kind](q)
+    return _flattened({"trivial": _flat_power, "paley-1": _paley_one, "paley-2": _paley_two}[kind](q))
 
 
 def hadamard(x: torch.Tensor, block: int, zero_point: int = 0) -> torch.Tensor:
@@ -84,14 +93,24 @@ def hadamard(x: torch.Tensor, block: int, zero_point: int = 0) -> torch.Tensor:
 
 
 def _butterflies(y: torch.Tensor) -> torch.Tensor:
-    """y H_2^k over the last dimension."""
-    size, half = y.shape[-1], 1
-    while half < size:
-        pairs = y.reshape(*y.shape[:-1], size // (2 * half), 2, half)
-        left, right = pairs[..., 0, :], pairs[..., 1, :]
-        y = torch.stack([left + right, left - right], -2).reshape(y.shape)
-        half *= 2
+    """y H_2^k over the last dimension: two bits at a time, the lowest first."""
+    size, step = y.shape[-1], 1
+    while step < size:
+        radix = min(4, size // step)
+        parts = y.reshape(*y.shape[:-1], size // (radix * step), radix, step).unbind(-2)
+        y = torch.stack(_pair(*parts) if radix == 2 else _four(*parts), -2).reshape(y.shape)
+        step *= radix
     return y
+
+
+def _pair(a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
+    return [a + b, a - b]
+
+
+def _four(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> list[torch.Tensor]:
+    """By B: eight additions."""
+    left, right, other = a + b, a - b, d - c
+    return [left + other, right + (c + d), left - other, right - (c + d)]
 
 
 def _times(y: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -101,12 +120,23 @@ def _times(y: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     return torch.einsum("nab,ac->ncb", y.double(), matrix.double()).to(torch.int32)
 
 
-def _sylvester(order: int) -> torch.Tensor:
-    matrix = torch.ones(1, 1, dtype=torch.int8)
-    step = torch.tensor([[1, 1], [1, -1]], dtype=torch.int8)
-    while matrix.shape[0] < order:
-        matrix = torch.kron(step, matrix)
-    return matrix
+def _flat_power(order: int) -> torch.Tensor:
+    """Of a power of two: B kron B ..., the pair on the highest bit."""
+    return _butterflies(torch.eye(order, dtype=torch.int8))
+
+
+def _flattened(matrix: torch.Tensor) -> torch.Tensor:
+    """Negate rows as long as that makes the fourth powers of the sums of the columns smaller."""
+    result, rows = matrix.clone(), range(matrix.shape[0])
+    sums = result.to(torch.int64).sum(0)
+    while True:
+        changed = False
+        for row in rows:
+            negated = sums - 2 * result[row]
+            if int((negated**4).sum()) < int((sums**4).sum()):
+                result[row], sums, changed = -result[row], negated, True
+        if not changed:
+            return result
 
 
 @functools.cache
@@ -119,10 +149,6 @@ def _construction(order: int) -> tuple[str, int] | None:
         return "paley-1", order - 1
     half = order // 2 - 1
     return ("paley-2", half) if half % 4 == 1 and _prime_power(half) else None
-
-
-def _trivial(order: int) -> torch.Tensor:
-    return _sylvester(order)
 
 
 def _paley_one(q: int) -> torch.Tensor:

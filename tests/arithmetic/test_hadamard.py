@@ -58,9 +58,17 @@ def test_transform_is_the_product_with_the_matrix(block: int, blocks: int, zero_
     assert torch.equal(floats.to(torch.int64), want.reshape(x.shape))  # sums of few small integers: float32 is exact
 
 
+@pytest.mark.parametrize("order", [4, 16, 64, 256, 8, 128, 12, 20, 24, 192, 384, 1536])
+def test_a_constant_is_spread(order: int) -> None:
+    """Its energy, order^2 in all, would be sqrt(order) everywhere at best; the matrices' sums are whole and even."""
+    sums = hadamard(torch.ones(1, order, dtype=torch.int8), order)
+    assert int(sums.to(torch.int64).square().sum()) == order**2
+    assert float(sums.abs().max()) < 1.7 * order**0.5
+
+
 def test_transform_of_sixteen_bits_at_its_ends() -> None:
-    x = torch.full((1, 1024), -32768, dtype=torch.int16)
-    assert hadamard(x, 1024)[0, 0].item() == -(1 << 25)
+    x = torch.full((1, 1024), -32768, dtype=torch.int32)
+    assert hadamard(x * hadamard_matrix(1024)[:, 0], 1024)[0, 0].item() == -(1 << 25)
 
 
 def test_blocks_must_fit() -> None:

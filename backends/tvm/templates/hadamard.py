@@ -2,8 +2,9 @@
 
 A block of n = m P elements, P a power of two, goes three ways through a buffer on the stack, which stays in the first-level cache:
 
-1. vectors in, less the zero point; butterflies inside each vector (y[i] = x[i ^ h] +- x[i]: a permutation and a sum);
-2. butterflies between vectors, eight at a time, until runs of P are done;
+1. vectors in, less the zero point; butterflies inside each vector (y[i] = x[i ^ h] +- x[i]: a permutation and a sum), two vectors at a
+   time where a pair of bits is divided between lane and vector;
+2. butterflies between vectors, four at a time, until runs of P are done;
 3. products with the small matrix of order m over vectors P apart, sums and differences written out; requantization; vectors out.
 
 Steps 1 and 2 work in 16-bit lanes where the sums of a run are proven to fit: P |x - zero point| < 2^15, which 8-bit values do up to
@@ -29,7 +30,6 @@ from qcompiler.backends.tvm.templates.layout import Parameter
 if TYPE_CHECKING:
     from qcompiler.backends.tvm.target import KernelTarget
 
-_GROUP = 8  # vectors that butterflies hold in registers
 _LARGEST_BYTE = 255  # of an 8-bit value and its zero point
 
 
@@ -69,19 +69,22 @@ class _Block:
         start = T.Bind(v.position(self._kernel.operand, index) + first)
         end = T.Bind(v.position(self._kernel.output, index) + first)
         sums = e.scratch(self._kernel.block, self._kind)
-        self._load(sums, start)
-        done, vectors = 1, self._run // self._lanes
+        done, vectors = self._load(sums, start), self._run // self._lanes
         while done < vectors:
-            radix = min(_GROUP, vectors // done)
+            radix = min(4, vectors // done)
             self._between(sums, done, radix)
             done *= radix
         self._finish(sums, end)
 
-    def _load(self, sums: Buffer, start: Expr) -> None:
-        """Step 1. Vector by vector: LLVM takes long over many permutations."""
-        with T.serial(0, self._kernel.block // self._lanes) as number:
-            at = T.Bind(number * self._lanes)
-            e.store(sums, at, self._inside(self._centred(start + at)))
+    def _load(self, sums: Buffer, start: Expr) -> int:
+        """Step 1; gives how many vectors in a row are transformed. One by one, or in pairs: LLVM takes long over many permutations."""
+        group = 2 if self._lanes.bit_length() % 2 == 0 and self._lanes < self._run else 1
+        with T.serial(0, self._kernel.block // (group * self._lanes)) as number:
+            at = T.Bind(number * (group * self._lanes))
+            loaded = [self._inside(self._centred(start + at + i * self._lanes), i == 1) for i in range(group)]
+            for i, vector in enumerate(loaded if group == 1 else [T.Bind(loaded[0] + loaded[1]), T.Bind(loaded[0] - loaded[1])]):
+                e.store(sums, at + i * self._lanes, vector)
+        return group
 
     def _centred(self, at: Expr) -> Expr:
         loaded = e.load(self._buffers["operand"], at, self._lanes)
@@ -89,15 +92,19 @@ class _Block:
         zero_point = self._kernel.zero_point
         return value if e.is_zero(zero_point) else T.Bind(value - v.like(value, zero_point))
 
-    def _inside(self, vector: Expr) -> Expr:
-        """The transform of one vector: lane i takes the sum of lanes i and i ^ h, or their difference where i has bit h."""
-        half = 1
-        while half < self._lanes:
+    def _inside(self, vector: Expr, is_second: bool) -> Expr:
+        """The transform of one vector, bit by bit of the lane: lane i takes the sum of lanes i and i ^ h, or their difference.
+
+        The difference goes to the lane with the bit, but where the next bit is set to the lane without it (matrix B). ``is_second``: the
+        bit after the last one of the lane, which is the vector's.
+        """
+        for bit in range(self._lanes.bit_length() - 1):
+            half = 1 << bit
             swapped = e.pick(vector, [lane ^ half for lane in range(self._lanes)])
             total, difference = T.Bind(swapped + vector), T.Bind(swapped - vector)
-            chosen = [lane + (self._lanes if lane & half else 0) for lane in range(self._lanes)]
-            vector = e.shuffle([total, difference], chosen)
-            half *= 2
+            places = (lane + self._lanes * is_second for lane in range(self._lanes))
+            differs = [bool(place & half) != (bit % 2 == 0 and bool(place & (2 * half))) for place in places]
+            vector = e.shuffle([total, difference], [lane + self._lanes * differs[lane] for lane in range(self._lanes)])
         return vector
 
     def _between(self, sums: Buffer, done: int, radix: int) -> None:
@@ -129,15 +136,13 @@ class _Block:
 
 
 def _butterflies(vectors: Sequence[Expr]) -> list[Expr]:
-    """The transform over the vectors, element by element."""
-    values, half = list(vectors), 1
-    while half < len(values):
-        for i in range(len(values)):
-            if not i & half:
-                low, high = values[i], values[i | half]
-                values[i], values[i | half] = T.Bind(low + high), T.Bind(low - high)
-        half *= 2
-    return values
+    """The transform over two vectors, or over four by the matrix B of ``arithmetic.hadamard``."""
+    if len(vectors) == 2:
+        a, b = vectors
+        return [T.Bind(a + b), T.Bind(a - b)]
+    a, b, c, d = vectors
+    left, right, other, total = T.Bind(a + b), T.Bind(a - b), T.Bind(d - c), T.Bind(c + d)
+    return [T.Bind(left + other), T.Bind(right + total), T.Bind(left - other), T.Bind(right - total)]
 
 
 def _signed_sum(terms: Sequence[Expr], signs: Sequence[int]) -> Expr:
