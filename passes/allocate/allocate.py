@@ -73,7 +73,8 @@ class Allocate(Pass):
         seed: of the metric's random choices.
         checkpoint: folder in which the metric keeps finished work; empty: the manager's folder, if it has one.
 
-    One budget at least must be given; all that are given hold together. Which values have fixed bits the options of the pass quantize behind this one say.
+    One budget at least must be given; all that are given hold together. Which values have fixed bits the options of the pass quantize
+    behind this one say.
     """
 
     name: ClassVar[str] = "allocate"
