@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
+from qcompiler import arithmetic
 from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
 from qcompiler.ir.program import Program
@@ -26,7 +27,8 @@ class QuantizedLayer:
     """A convolution or linear layer of a QDQ program, with its float original.
 
     node: the layer; ``source`` the node of its input, ``weight`` the dequantize of its constant, ``bias`` the node of its float bias.
-    integers: the weight's integers as they are, [N, ...]; ``kind`` what they mean.
+    integers: the weight's integers as they are, [N, ...]; ``kind`` what they mean, but for
+    factors: what a step of each integer is multiplied by, where groups of inputs have factors (``qc.scale_groups``); they stay. Broadcasts.
     original: the float program's weight; ``present_bias`` the float bias as it is, where the layer has one of its own.
     """
 
@@ -38,6 +40,7 @@ class QuantizedLayer:
     kind: QuantizedType
     original: Tensor
     present_bias: Tensor | None
+    factors: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -45,8 +48,13 @@ class QuantizedLayer:
 
     @property
     def scale(self) -> Tensor:
-        """float32, broadcasts against the weight."""
-        return broadcast_scale(torch.tensor(self.kind.scale, dtype=torch.float32), self.kind, self.integers.dim())
+        """Of a step, float32, broadcasts against the weight."""
+        return self.steps_of(torch.tensor(self.kind.scale, dtype=torch.float32))
+
+    def steps_of(self, scale: Tensor) -> Tensor:
+        """What a step of each integer means for one scale for each index of the weight's axis (or for all)."""
+        steps = broadcast_scale(scale, self.kind, self.integers.dim())
+        return steps if self.factors is None else steps * self.factors
 
     @property
     def high(self) -> int:
@@ -103,13 +111,13 @@ def _layer(node: fx.Node, original: fx.Node | None) -> QuantizedLayer | str:
     weight, bias, source = argument(node, "weight"), argument(node, "bias"), argument(node, "input")
     if not edit.is_call(weight, _qc.dequantize.default):
         return "its weight is not quantized"
-    integers = edit.constant_value(weight.args[0])
-    if edit.is_call(weight.args[0], _qc.scale_groups.default):
-        return "its weight has factors for groups of inputs (weight_group), and only weights with one step a channel are rounded anew"
+    constant = _codes(weight)
+    integers = edit.constant_value(constant)
     if integers is None:
         return "its weight is computed"
-    if len(weight.users) > 1:
-        return f"its weight is shared by {len(weight.users)} layers"
+    readers = max(len(weight.users), len(weight.args[0].users) if constant is not weight.args[0] else 1)
+    if readers > 1:
+        return f"its weight is shared by {readers} layers"
     if original is None or original.target is not node.target:
         return "the float program has no layer of its name"
     kind, values = quantized_type(weight), edit.constant_value(argument(original, "weight"))
@@ -117,14 +125,36 @@ def _layer(node: fx.Node, original: fx.Node | None) -> QuantizedLayer | str:
         return "the float program's weight has another shape"
     if any(kind.zero_point):
         return "its weight has a zero point"
+    if constant is not weight.args[0]:
+        kind = replace(kind, integer=constant.meta["quantized"].integer)
     own_bias = bias if isinstance(bias, fx.Node) and bias.op == "get_attr" and len(bias.users) == 1 else None
-    return QuantizedLayer(node, source, weight, own_bias, integers, kind, values, edit.constant_value(own_bias))
+    factors = _factors(weight, integers)
+    return QuantizedLayer(node, source, weight, own_bias, integers, kind, values, edit.constant_value(own_bias), factors)
+
+
+def _codes(weight: fx.Node) -> fx.Node:
+    """What the constant integers of a dequantized weight should be: its operand, or that operand's codes."""
+    operand = weight.args[0]
+    codes = argument(operand, "codes") if isinstance(operand, fx.Node) and edit.is_call(operand, _qc.scale_groups.default) else operand
+    assert isinstance(codes, fx.Node)  # the ops' tensors
+    return codes
+
+
+def _factors(weight: fx.Node, codes: Tensor) -> Tensor | None:
+    """The factor of each input, float32 [N, K, 1...]; None for a weight without groups."""
+    operand = weight.args[0]
+    if not isinstance(operand, fx.Node) or not edit.is_call(operand, _qc.scale_groups.default):
+        return None
+    factors = edit.constant_value(argument(operand, "factors"))
+    assert factors is not None  # quantize makes them constants
+    expanded = arithmetic.expand_factors(factors, argument(operand, "length"), codes.shape[1])
+    return expanded.float().reshape(*expanded.shape, *[1] * (codes.dim() - 2))
 
 
 def dequantized(layer: QuantizedLayer, change: LayerChange) -> Iterator[tuple[fx.Node, Tensor]]:
     """The constants that a change replaces when the graph is run, and their values."""
     if change.integers is not None:
-        scale = layer.scale if change.scale is None else broadcast_scale(change.scale, layer.kind, layer.integers.dim())
+        scale = layer.scale if change.scale is None else layer.steps_of(change.scale)
         yield layer.weight, change.integers.to(torch.float32) * scale
     if change.bias is not None and layer.bias is not None:
         yield layer.bias, change.bias
@@ -139,7 +169,9 @@ def apply(program: Program, layers: Iterable[QuantizedLayer], changes: Iterable[
         layer = layer_of[change.name]
         weight, node = nodes[layer.weight.name], nodes[layer.name]
         if change.integers is not None:
-            _replace_constant(result, weight, weight.args[0], change.integers.to(layer.integers.dtype), made_by)
+            codes = _codes(weight)
+            (reader,) = (each for each in codes.users if each is weight or each is weight.args[0])
+            _replace_constant(result, reader, codes, change.integers.to(layer.integers.dtype), made_by)
         if change.scale is not None:
             _rescale(node, weight, layer.kind, change.scale)
         if change.bias is not None and layer.bias is not None:
@@ -161,9 +193,10 @@ def _rescale(node: fx.Node, weight: fx.Node, kind: QuantizedType, scale: Tensor)
     renewed = QuantizedType(kind.integer, tuple(scale.tolist()), kind.zero_point, kind.axis)
     parameters = (list(renewed.scale), list(renewed.zero_point), *weight.args[3:])
     weight.args = (weight.args[0], *parameters)
-    for noted in (weight, weight.args[0]):
-        assert isinstance(noted, fx.Node)  # the dequantize and its constant
-        noted.meta["quantized"] = renewed
+    multiplied = quantized_type(weight).integer
+    for noted, integer in ((weight, multiplied), (weight.args[0], multiplied), (_codes(weight), kind.integer)):
+        assert isinstance(noted, fx.Node)  # the dequantize and its constants
+        noted.meta["quantized"] = replace(renewed, integer=integer)
     accumulator = node.meta.get("quantized")
     if isinstance(accumulator, QuantizedType) and accumulator.integer.bits == 32:
         factors = torch.tensor(renewed.scale, dtype=torch.float64) / torch.tensor(kind.scale, dtype=torch.float64)

@@ -101,8 +101,16 @@ def test_options_that_contradict_each_other(length: int, per_channel: bool) -> N
         Quantize(weight_group=length, per_channel=per_channel)
 
 
-def test_passes_that_round_weights_anew_say_why_they_do_not(network: tuple[Program, Tensor]) -> None:
+@pytest.mark.parametrize("method", ["gptq", "adaquant{steps=40}"])
+def test_weights_are_rounded_anew_by_their_own_steps(network: tuple[Program, Tensor], method: str) -> None:
+    """Codes change, factors stay, and the output comes nearer."""
     program, x = network
-    result = quantize(program, [x], passes="canonicalize,quantize{w=4,weight_group=16},gptq,lower-integer")
-    (record,) = (record for record in result.history if record.name == "gptq")
-    assert sum("its weight has factors for groups of inputs (weight_group)" in note for note in record.notes) == 2
+    before, after = (
+        quantize(program, [x], passes=f"canonicalize,quantize{{w=3,weight_group={LENGTH},weight_observer=min-max}},{rounding}lower-integer")
+        for rounding in ("", f"{method},")
+    )
+    for old, new in zip(groups(before), groups(after), strict=True):
+        codes, factors = ([edit.constant_value(edit.argument(node, name)) for node in (old, new)] for name in ("codes", "factors"))
+        assert torch.equal(*factors) and not torch.equal(*codes) and int(codes[1].abs().max()) <= 3
+    expected = [program(x)]
+    assert signal_to_noise(expected, [after(x)]) > signal_to_noise(expected, [before(x)])
