@@ -125,7 +125,7 @@ def quantize(call: Call, x: Tensor, kind: Quantization) -> Tensor:
     if kind.block == 0:
         quantized: Tensor = _qc.quantize(x, *kind.arguments())
         return quantized
-    scale, zero_point = (_spread(call, x, kind, each) for each in (kind.scale, kind.zero_point))
+    scale, zero_point = (spread(call, x, kind, each) for each in (kind.scale, kind.zero_point))
     return saturated(torch.round(x / scale) + zero_point.to(torch.float32), kind.integer)
 
 
@@ -135,7 +135,7 @@ def dequantize(call: Call, x: Tensor, kind: Quantization) -> Tensor:
     if kind.block == 0:
         reals: Tensor = _qc.dequantize(x, *kind.arguments())
         return reals
-    scale, zero_point = (_spread(call, x, kind, each) for each in (kind.scale, kind.zero_point))
+    scale, zero_point = (spread(call, x, kind, each) for each in (kind.scale, kind.zero_point))
     return (x.to(torch.float32) - zero_point.to(torch.float32)) * scale
 
 
@@ -221,9 +221,12 @@ def _check_channels(call: Call, x: Tensor, kind: Quantization) -> None:
         raise call.fail(f"has {count} scales along dimension {kind.axis} of size {size}: expected {expected}")
 
 
-def _spread(call: Call, x: Tensor, kind: Quantization, parameter: Tensor) -> Tensor:
-    """A parameter of blocks for each element of the value, as a constant."""
-    assert kind.axis is not None  # blocks have one
+def spread(call: Call, x: Tensor, kind: Quantization, parameter: Tensor) -> Tensor:
+    """A parameter of a tensor, channels or blocks, to broadcast against the value: a constant."""
+    _check_channels(call, x, kind)
     with _disable_current_modes():
-        spread = parameter.repeat_interleave(kind.block, kind.axis).narrow(kind.axis, 0, int(x.shape[kind.axis]))
-        return spread.contiguous()
+        if kind.axis is None:
+            return parameter
+        if kind.block == 0:
+            return parameter.reshape([-1 if dim == kind.axis else 1 for dim in range(x.ndim)])
+        return parameter.repeat_interleave(kind.block, kind.axis).narrow(kind.axis, 0, int(x.shape[kind.axis])).contiguous()

@@ -47,6 +47,8 @@ def _wrapped(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
         warnings.filterwarnings("ignore", message=".*not writable.*")  # nobody writes into a constant
         if array.dtype.name.startswith(("int4", "uint4", "int2", "uint2")):
             return torch.from_numpy(array.astype(np.int8 if array.dtype.name.startswith("int") else np.uint8))
+        if array.dtype.name.startswith("float4"):
+            return torch.from_numpy(array.astype(np.float32))
         if dtype is torch.bfloat16 or dtype.itemsize == 1 and dtype.is_floating_point:
             return torch.from_numpy(array.view(_BITS[dtype.itemsize])).view(dtype)
         return torch.from_numpy(array)
@@ -72,7 +74,7 @@ def _external(proto: TensorProto, folder: Path | None, what: str) -> np.ndarray:
 
 
 def _bits(data_type: int, dtype: np.dtype) -> int:
-    if data_type in (TensorProto.INT4, TensorProto.UINT4):
+    if data_type in (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1):
         return 4
     return 2 if data_type in (TensorProto.INT2, TensorProto.UINT2) else dtype.itemsize * 8
 

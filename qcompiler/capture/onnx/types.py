@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from qcompiler.errors import CaptureError
 
-# 4- and 2-bit integers are held in the next larger dtype.
+# 4- and 2-bit integers are held in the next larger dtype; torch has no floats of 4 bits.
 _DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.DOUBLE: torch.float64,
@@ -32,6 +32,8 @@ _DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
     TensorProto.FLOAT8E5M2: torch.float8_e5m2,
     TensorProto.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
+    TensorProto.FLOAT8E8M0: torch.float8_e8m0fnu,
+    TensorProto.FLOAT4E2M1: torch.float32,
 }
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qcompiler.capture.onnx.call import Call
+from qcompiler.capture.onnx.minifloats import MINIFLOATS, rounded
 from qcompiler.capture.onnx.registry import converter
 from qcompiler.capture.onnx.types import dtype_of, traced_dtype
 
@@ -334,7 +335,12 @@ def where(call: Call) -> Tensor:
 
 @converter("Cast")
 def cast(call: Call) -> Tensor:
-    """Floats of all widths are float32 in a program; constants keep theirs until the program reads them."""
+    """Floats of 16 bits and more are float32 in a program, those of 8 and 4 bits float32 that is rounded to them; constants keep their
+    type until the program reads them.
+    """
+    kind = MINIFLOATS.get(call.integer("to"))
+    if kind is not None and not call.folding and call.tensor(0).is_floating_point() and call.flag("saturate", True):
+        return rounded(call.tensor(0), kind)
     dtype = dtype_of(call.integer("to"), f"the result of node {call.node.label}")
     return _converted(call, dtype)
 

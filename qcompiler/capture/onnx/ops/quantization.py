@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from qcompiler.capture.onnx.call import Call
+from qcompiler.capture.onnx.minifloats import MINIFLOATS, Minifloat, rounded
+from qcompiler.capture.onnx.model import ElementType
 from qcompiler.capture.onnx.quantized import (
     Quantization,
     apply,
@@ -25,10 +27,11 @@ from qcompiler.capture.onnx.quantized import (
     quantization,
     quantized,
     saturated,
+    spread,
     stored,
 )
 from qcompiler.capture.onnx.registry import converter
-from qcompiler.ir.types import INT32, UINT8, IntegerType
+from qcompiler.ir.types import INT8, INT32, UINT8, IntegerType
 
 _MICROSOFT = "com.microsoft"
 # The ops that QLinear* and *Integer stand for, in the form that they have since then.
@@ -40,6 +43,9 @@ _OPSET = 13
 @converter("QuantizeLinear", since=10)
 @converter("QuantizeLinear", domain=_MICROSOFT)
 def quantize_linear(call: Call) -> Tensor:
+    kind = MINIFLOATS.get(_stated_type(call, 2))
+    if kind is not None:
+        return _quantized_to_floats(call, kind)
     integer = _result_type(call, 2)
     x = call.tensor(0)
     x = x if x.dtype is torch.float32 else x.to(torch.float32)
@@ -49,7 +55,9 @@ def quantize_linear(call: Call) -> Tensor:
 @converter("DequantizeLinear", since=10, folds=False)
 @converter("DequantizeLinear", domain=_MICROSOFT, folds=False)
 def dequantize_linear(call: Call) -> Tensor:
-    """Of constants too: weights stay integers in the program."""
+    """Of constants too: weights stay integers in the program. Floats of 8 and 4 bits are no integers: their reals are floats."""
+    if call.element_type(0) in MINIFLOATS:
+        return call.tensor(0).to(torch.float32) * _scale_of_floats(call)
     return dequantized(call, 0, 1, 2, call.integer("axis", 1), call.integer("block_size", 0))
 
 
@@ -72,6 +80,27 @@ def _result_type(call: Call, zero_point: int) -> IntegerType:
         return integer_type(call, zero_point)
     stated = call.integer("output_dtype", 0)
     return integer_of(call, stated) if stated else UINT8
+
+
+def _stated_type(call: Call, zero_point: int) -> ElementType:
+    """The element type of a result, 0 where the node does not state it."""
+    return (call.element_type(zero_point) or 0) if call.has(zero_point) else call.integer("output_dtype", 0)
+
+
+def _quantized_to_floats(call: Call, kind: Minifloat) -> Tensor:
+    if not call.flag("saturate", True):
+        raise call.fail("does not saturate: floats of 8 bits are read with saturate=1")
+    return rounded(call.tensor(0).to(torch.float32) / _scale_of_floats(call), kind)
+
+
+def _scale_of_floats(call: Call) -> Tensor:
+    """The scale of each element, to broadcast; floats have no zero point."""
+    with _disable_current_modes():
+        if call.has(2) and bool(call.constant(2).to(torch.float32).any()):
+            raise call.fail("has a zero point that is not 0, which floats do not have")
+    value = call.tensor(0)
+    kind = quantization(call, INT8, 1, 2, value.ndim, call.integer("axis", 1), call.integer("block_size", 0))
+    return spread(call, value, kind, kind.scale)
 
 
 # ---- products ----------------------------------------------------------------------------------------------------------------------
