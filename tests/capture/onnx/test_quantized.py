@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper
 
 from qcompiler.capture import capture
-from qcompiler.errors import CaptureError
+from qcompiler.errors import CaptureError, UnsupportedOpError
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
 
@@ -135,10 +135,16 @@ def test_scales_along_the_batch(make: Make) -> None:
 
 
 def test_floats_of_eight_bits(make: Make) -> None:
-    nodes = [helper.make_node("QuantizeLinear", ["x", "s"], ["q"], "quantize", output_dtype=TensorProto.FLOAT8E4M3FN)]
-    model = make(nodes, {"x": ["N", 2]}, {"q": ["N", 2]}, {"s": np.float32(1)}, opset=21, types={"q": TensorProto.FLOAT8E4M3FN})
-    with pytest.raises(CaptureError, match="node 'quantize'.*float8e4m3fn"):
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s"], ["q"], "quantize", output_dtype=TensorProto.FLOAT8E4M3FN),
+        helper.make_node("DequantizeLinear", ["q", "s"], ["y"], "dequantize"),
+    ]
+    model = make(nodes, {"x": ["N", 2]}, {"y": ["N", 2]}, {"s": np.float32(2)}, opset=21)
+    with pytest.raises(UnsupportedOpError, match=r"node 'quantize'.*allow_float=\('aten.round.default',\)"):
         capture(model)
+    program = capture(model, allow_float=("aten.round.default",))
+    assert program.stage is Stage.FLOAT
+    assert program(torch.tensor([[34.5, -1e9]])).tolist() == [[36.0, -896.0]]
 
 
 @pytest.mark.parametrize(("transposed", "op"), [(False, "MatMulInteger"), (True, "QGemm")])
