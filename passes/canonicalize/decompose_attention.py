@@ -12,6 +12,9 @@ Batched products in other forms become ``matmul`` too:
 
     4. bmm(a, b) = matmul(a, b),    baddbmm(c, a, b, beta, alpha) = beta c + alpha matmul(a, b)
     5. matmul(s a, b) = s matmul(a, b) for a number s, also where only movement lies between
+
+Exporters split the scale of attention, sqrt(scale) for Q and for K, in float32. Case 5 makes one scale of them, which is 1 / sqrt(E) again
+where it is within their rounding of it. Otherwise queries and keys would be rounded twice when they are quantized.
 """
 
 from __future__ import annotations
@@ -32,8 +35,20 @@ from qcompiler.pipeline.rewrite import RewritePass, Site
 _aten = torch.ops.aten
 
 _ATTENTION = _aten.scaled_dot_product_attention.default
-# Give each element of their argument once, in another place.
-_MOVES = frozenset({_aten.reshape.default, _aten.permute.default, _aten.unflatten.int, _aten.flatten.using_ints, _aten.unsqueeze.default})
+# Give elements of their argument, in other places.
+_MOVES = frozenset(
+    {
+        _aten.reshape.default,
+        _aten.permute.default,
+        _aten.unflatten.int,
+        _aten.flatten.using_ints,
+        _aten.unsqueeze.default,
+        _aten.squeeze.dims,
+        _aten.slice.Tensor,
+        _aten.expand.default,
+    }
+)
+_SPLIT_ROUNDING = 2.0**-21  # relative, of the product of two square roots in float32
 
 
 @dataclass(frozen=True)
@@ -161,4 +176,11 @@ def _scale_after(site: Site, node: fx.Node) -> fx.Node:
         for move in reversed(moves):
             result = site.call(move.target, result, *move.args[1:], **move.kwargs)  # type: ignore[arg-type]  # an op overload
         operands[position] = result
-    return site.call(_aten.mul.Tensor, site.call(_aten.matmul.default, *operands), factor)
+    return site.call(_aten.mul.Tensor, site.call(_aten.matmul.default, *operands), _unsplit(factor, node.args[0]))
+
+
+def _unsplit(factor: float, query: Any) -> float:
+    """1 / sqrt(E) where the factor is as near to it as the rounding of its parts."""
+    depth = query.meta["val"].shape[-1]
+    usual = 1 / math.sqrt(depth) if isinstance(depth, int) and depth else factor
+    return usual if abs(factor - usual) <= _SPLIT_ROUNDING * usual else factor

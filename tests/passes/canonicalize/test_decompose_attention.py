@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from torch.export import Dim
 from qcompiler.capture import capture
 from qcompiler.passes.canonicalize.decompose_attention import DecomposeAttention
 from qcompiler.passes.canonicalize.normalize_arithmetic import NormalizeArithmetic
+from qcompiler.passes.canonicalize.normalize_views import NormalizeViews
 from qcompiler.pipeline.contract import PassContext
 
 HEADS = (2, 3, 5, 4)
@@ -77,6 +79,16 @@ def test_scale_of_an_operand_moves_behind_the_product(rewrite: Callable, network
     rewritten = rewrite(DecomposeAttention(), model, (2, 4, 3), (2, 4, 5), before=[NormalizeArithmetic()])
     assert rewritten.lines[-1] == "mul_2 = aten.mul.Tensor(matmul_1, other=0.16666666666666666)"
     assert rewritten.ops == {"permute": 1, "matmul": 1, "mul": 1}
+
+
+def test_a_scale_that_an_exporter_split_is_one_again(rewrite: Callable, network: type) -> None:
+    half = float(torch.tensor(24.0).rsqrt().sqrt())
+
+    def scores(m: nn.Module, q: Tensor, k: Tensor) -> Tensor:
+        return (q * half).flatten(2)[:, :3] @ (k * half).permute(0, 2, 1)
+
+    rewritten = rewrite(DecomposeAttention(), network(scores), (2, 5, 2, 12), (2, 4, 24), before=[NormalizeViews(), NormalizeArithmetic()])
+    assert rewritten.lines[-1] == f"mul_2 = aten.mul.Tensor(matmul_1, other={1 / math.sqrt(24)})" and rewritten.ops["mul"] == 1
 
 
 def test_batched_products(rewrite: Callable, network: type) -> None:
