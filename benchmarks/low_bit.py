@@ -1,10 +1,10 @@
 """How fast layers with weights of 4 and 2 bits are beside those of 8, one thread: python benchmarks/low_bit.py [TARGET ...] [--only NAME]
 
 Weights are read from memory, as when a network runs whose weights no cache holds: each kernel has as many copies of them as four times the
-third-level cache takes, and uses one after the other. All variants of a layer run by turns, and a plain loop that reads memory with them.
-A line gives the median over the rounds of the time, of the ratio to W8A8 in the same round, of the bytes of weights a second and of their
-share of what the plain loop reads in the same round. Where a variant is the same kernel as W8A8, because its weights are expanded when the
-program is loaded, it says so and is timed nevertheless.
+third-level cache takes, and uses one after the other. All variants of a layer run by turns, and a plain loop that reads memory with them;
+times are those that the thread had a core. A line gives the median over the rounds of the time, of the ratio to W8A8 in the same round, of
+the bytes of weights a second, of their share of what the plain loop reads in the same round, and of that. Where a variant is the same
+kernel as W8A8, because its weights are expanded when the program is loaded, it says so and is timed nevertheless.
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ class Layer:
 
     def seconds(self) -> float:
         """Of one call, over all copies."""
-        start = time.perf_counter()
+        start = time.thread_time()
         for call in self.calls:
             call()
-        return (time.perf_counter() - start) / len(self.calls)
+        return (time.thread_time() - start) / len(self.calls)
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,11 @@ class Line:
     ratio: float
     bytes_a_second: float
     share: float
+    memory: float
+
+    def __str__(self) -> str:
+        read, memory = self.bytes_a_second / 1e9, self.memory / 1e9
+        return f"{self.seconds * 1e6:.0f} | {self.ratio:.2f} | {read:.1f} | {100 * self.share:.0f} % | {memory:.1f}"
 
 
 class Memory:
@@ -131,9 +136,9 @@ class Memory:
 
     def bytes_a_second(self) -> float:
         """Once over more than the cache holds."""
-        start = time.perf_counter()
+        start = time.thread_time()
         self._library.stream(ctypes.c_void_p(self._data.ctypes.data), ctypes.c_long(self._data.size))
-        return self._data.size / (time.perf_counter() - start)
+        return self._data.size / (time.thread_time() - start)
 
 
 def third_level_cache() -> int:
@@ -154,7 +159,7 @@ def constants_of(kernel: ConvolutionKernel, variant: Variant, group: int, genera
     return named
 
 
-def prepare(kernel: ConvolutionKernel, variant: Variant, target: str, folder: Path, libraries: dict[ConvolutionKernel, Any]) -> Layer:
+def prepare(kernel: ConvolutionKernel, variant: Variant, target: str, folder: Path, libraries: dict[Any, Any]) -> Layer:
     """The variant with copies of its weights."""
     stored = weight_storage(kernel, target, variant.weight, variant.group)
     shared, numbers = share(stored)
@@ -194,7 +199,7 @@ def measure(layers: Mapping[str, Layer], memory: Memory, rounds: int) -> dict[st
     for name, layer in layers.items():
         times = np.array(seconds[name])
         read = layer.weight_bytes / times
-        lines[name] = Line(*(float(np.median(each)) for each in (times, base / times, read, read / speed)))
+        lines[name] = Line(*(float(np.median(each)) for each in (times, base / times, read, read / speed, speed)))
     return lines
 
 
@@ -205,20 +210,19 @@ def main() -> None:
     parser.add_argument("--only", default="", help="layers whose name contains this")
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
-    print("| layer | target | variant | µs | W8A8 / it | GB/s of weights | of memory's |\n|---|---|---|---|---|---|---|")
+    print(
+        "| layer | target | variant | µs | W8A8 / it | GB/s of weights | of memory's | GB/s of memory |\n|---|---|---|---|---|---|---|---|"
+    )
     for target in arguments.targets or [next(name for name in TARGETS if available(name) is None)]:
         with tempfile.TemporaryDirectory() as name:
-            folder, libraries = Path(name), dict[ConvolutionKernel, Any]()
+            folder, libraries = Path(name), dict[Any, Any]()
             memory = Memory(folder)
             for title, kernel in LAYERS.items():
                 if arguments.only in title:
                     layers = {variant.name: prepare(kernel, variant, target, folder, libraries) for variant in VARIANTS}
                     for variant, line in measure(layers, memory, arguments.rounds).items():
                         how = "" if layers[variant].is_packed or variant == "W8A8" else ", expanded"
-                        figures = (
-                            f"{line.seconds * 1e6:.0f} | {line.ratio:.2f} | {line.bytes_a_second / 1e9:.1f} | {100 * line.share:.0f} %"
-                        )
-                        print(f"| {title} | {target} | {variant}{how} | {figures} |", flush=True)
+                        print(f"| {title} | {target} | {variant}{how} | {line} |", flush=True)
 
 
 if __name__ == "__main__":
