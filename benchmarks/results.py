@@ -107,7 +107,7 @@ def measure_vit(assets: Path, row: Row, *, spread: bool, step: int) -> Figures:
     logits = reference
     if not row.is_float:
         data = vit_calibration(assets)
-        logits = _outputs(_compiled(load_vit(assets, spread), (data[0][:2],), data, row), vit_images(assets)[0][::step])
+        logits = _outputs(compiled(load_vit(assets, spread), (data[0][:2],), data, row), vit_images(assets)[0][::step])
     right, predicted = reference.argmax(1), logits.argmax(1)
     top1, top1_of_float = (100 * float((classes == labels).double().mean()) for classes in (predicted, right))
     return {
@@ -145,13 +145,14 @@ def measure_minilm(assets: Path, row: Row) -> Figures:
     found = expected
     if not row.is_float:
         data = minilm_calibration(assets)
-        module = _compiled(load_minilm(), data[0], data, row, dynamic=True)
+        module = compiled(load_minilm(), data[0], data, row, dynamic=True)
         correlation, found = sentences.spearman(module, sentences.read_pairs(assets / "stsb" / "sts-test.csv"))
     cosines = torch.nn.functional.cosine_similarity(expected, found)
     return {"pairs": len(expected) // 2, "spearman": correlation, "cosine": float(cosines.mean()), "least": float(cosines.min())}
 
 
-def _compiled(model: torch.nn.Module, example: tuple[Tensor, ...], data: Sequence[object], row: Row, *, dynamic: bool = False) -> qc.Module:
+def compiled(model: torch.nn.Module, example: tuple[Tensor, ...], data: Sequence[object], row: Row, *, dynamic: bool = False) -> qc.Module:
+    """The network, quantized as the row says on ``data`` and compiled for this machine; ``dynamic``: for any length of its sequences."""
     sequence = torch.export.Dim("sequence", min=2, max=sentences.LONGEST)
     shapes = {position: {1: sequence} for position in range(len(example))} if dynamic else None
     program = qc.capture(model, example, dynamic_shapes=shapes)

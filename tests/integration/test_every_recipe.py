@@ -14,6 +14,7 @@ from qcompiler.pipeline.recipes import recipe_names
 QUICK = {
     "is-vit-w3a4": {"reconstruct-blocks.steps": 2},
     "repquant-w4a4": {"gptq.samples": 8},
+    "rotate-w4a4": {"gptq.samples": 8},
     "hawq-v3": {"allocate.average_weight_bits": 6},
     "mixed": {"allocate.bops": 4e6, "allocate.size": 1e5, "allocate.activation_bits": (4, 8)},
 }
