@@ -8,7 +8,9 @@ import textwrap
 import pytest
 import torch
 
+from qcompiler.calibration import sweep as sweep_module
 from qcompiler.calibration.data import CalibrationData, Labelled
+from qcompiler.calibration.observers import make_observer
 from qcompiler.calibration.statistics import ObserverSpec, StatisticRequest
 from qcompiler.calibration.sweep import collect
 from qcompiler.errors import CalibrationError
@@ -137,3 +139,22 @@ def test_labels_reach_the_observers() -> None:
     assert [(group, answer.high) for group, answer in seen.groups] == [("", (1.0,)), ("10", (4.0,)), ("20", (2.0,))]
     assert [group for group, _ in data.labelled()] == ["10", "20", ""]
     assert torch.equal(data.samples()[0][0], torch.full((1, 3), 4.0))
+
+
+def test_several_bit_widths_share_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
+    specs = [
+        ObserverSpec(kind, bits=bits, groups=groups) for kind in ("mse", "entropy") for groups in ("pooled", "balanced") for bits in (3, 8)
+    ]
+    batches = [Labelled(batch, group) for batch, group in zip(values.split([30, 10, 10]), "aab", strict=True)]
+
+    def ask(specs: list[ObserverSpec]) -> dict[ObserverSpec, object]:
+        program = small_program()
+        answers = collect(program, [StatisticRequest("x", spec) for spec in specs], CalibrationData(batches, program.inputs))
+        return {request.observer: answer for request, answer in answers.items()}
+
+    alone = {spec: ask([spec])[spec] for spec in specs}
+    made: list[ObserverSpec] = []
+    monkeypatch.setattr(sweep_module, "make_observer", lambda spec: made.append(spec) or make_observer(spec))
+    assert ask(specs) == alone and len(set(map(str, alone.values()))) > len(specs) / 2
+    assert len(made) == len(specs) / 2
