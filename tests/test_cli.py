@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -268,3 +269,16 @@ def test_sensitivity_mistakes(command: Command, folder: Path, arguments: list[st
     done = command("sensitivity", "my_models:with_example", "-o", "table.json", *arguments)
     assert done.status == status and message in " ".join(done.err.split()), done.err
     assert not list(folder.glob("table.*"))
+
+
+def test_profile_writes_a_latency_table(command: Command, folder: Path) -> None:
+    ended = command("profile", "my_models:with_example", "-o", "table.json", "--bits", "4,8", "--threads", "1", "--target", "x86-64-v3")
+    assert ended.status == 0, ended.err
+    assert "table.json: 2 layers" in ended.out and "W4A8 everywhere: " in ended.out and "W8A8 everywhere: " in ended.out
+    assert set(json.loads((folder / "table.json").read_text())["layers"]) == {"conv2d", "linear"}
+
+
+def test_profile_names_mistakes_before_it_works(command: Command) -> None:
+    assert "no folder 'nowhere'" in command("profile", "my_models:with_example", "-o", "nowhere/table.json").err
+    assert command("profile", "my_models:with_example", "-o", "table.json", "--bits", "9").status == 2
+    assert "unknown target 'x87'" in command("profile", "my_models:with_example", "-o", "table.json", "--target", "x87").err
