@@ -14,7 +14,7 @@ from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
 from qcompiler.passes.allocate.items import BITS, Items, find_items
 from qcompiler.passes.allocate.metrics.base import REST_BITS, Metric, OutputMetric, make_metric
-from qcompiler.passes.allocate.rounding import decide_types
+from qcompiler.passes.allocate.rounding import activation_types
 from qcompiler.passes.allocate.study import (
     Labels,
     Loss,
@@ -23,6 +23,7 @@ from qcompiler.passes.allocate.study import (
     has_single_samples,
     write_program,
     write_samples,
+    write_weights,
 )
 from qcompiler.passes.allocate.table import fingerprint
 from qcompiler.passes.quantize.quantize import Quantize
@@ -119,7 +120,7 @@ def measure_together(
             program, quantize, replace(items, candidates=candidates), sampling, Path(folder), progress or SilentProgress()
         )
         study, _ = prepared.study(metric, data, labels)
-        return metric.together(OpenStudy(study, program), {item: study.types[item, bits] for item, bits in chosen.items()})
+        return metric.together(OpenStudy(study, program), chosen)
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,9 @@ class _Preparation:
         if data is not None:
             pieces, samples = write_samples(self.folder, self.program, data, used, sampling.samples, sampling.batch, self.progress)
         bits = {item: candidate.bits for item, candidate in self.items.candidates.items()}
-        types = decide_types(self.program, self.items, self.quantize, data, self._widths(metric, bits), self.progress)
+        widths = self._widths(metric, bits)
+        types = {} if data is None else activation_types(self.program, self.items, self.quantize, data, widths, self.progress)
+        types |= write_weights(self.folder, self.program, self.items, self.quantize, widths, types)
         single = has_single_samples(self.program)
         study = Study(self.folder, self.items, self.quantize, types, bits, pieces, single, used is not None, sampling.loss, sampling.seed)
         identity = Fingerprint()

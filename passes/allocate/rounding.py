@@ -1,12 +1,13 @@
-"""The integer types that items would have at each bit-width: decided once, from one sweep over the data, as ``quantize`` decides them."""
+"""How items would be rounded at each bit-width, decided once: types of activations from one sweep over the data, integers of weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import fx
 
+from qcompiler import arithmetic
 from qcompiler.calibration.data import CalibrationData
 from qcompiler.calibration.statistics import ObserverSpec, StatisticRequest
 from qcompiler.calibration.sweep import collect
@@ -14,7 +15,7 @@ from qcompiler.ir import edit
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import IntegerType, QuantizedType, probability_type
 from qcompiler.passes.allocate.items import Items
-from qcompiler.passes.quantize.parameters import activation_type, quantize_weight
+from qcompiler.passes.quantize.parameters import QuantizedConstant, activation_type, quantize_grouped_weight, quantize_weight
 from qcompiler.passes.quantize.quantize import Quantize
 from qcompiler.passes.quantize.rules import WEIGHT_AXIS
 from qcompiler.pipeline.progress import Progress
@@ -25,37 +26,38 @@ Types = Mapping[tuple[Item, int], QuantizedType]
 _softmax = torch.ops.aten.softmax.int
 
 
-def decide_types(
+def activation_types(
     program: Program,
     items: Items,
     quantize: Quantize,
-    data: CalibrationData | None,
+    data: CalibrationData,
     bits: Mapping[Item, Sequence[int]],
     progress: Progress | None = None,
 ) -> dict[tuple[Item, int], QuantizedType]:
-    """The type of each item at each of its bit-widths. Values are counted once, whatever the number of widths.
+    """The type of each activation at each of its bit-widths. Values are counted once, whatever the number of widths."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    values = [(item, width) for item in items.sizes if item.kind == "activation" for width in bits.get(item, ())]
+    types = {(item, width): probability_type(width) for item, width in values if _is_probability(nodes[item.name])}
+    requests = {key: StatisticRequest(key[0].name, _activation_observer(quantize, key[1])) for key in values if key not in types}
+    answers = collect(program, requests.values(), data, progress)
+    for (item, width), request in requests.items():
+        integer = IntegerType(width, signed=quantize.symmetric)
+        types[item, width] = activation_type(answers[request], integer, quantize.symmetric)
+    return types
 
-    Without data activations have none.
+
+def rounded_weights(
+    program: Program, items: Items, quantize: Quantize, bits: Mapping[Item, Sequence[int]], types: Types
+) -> Iterator[tuple[Item, dict[int, QuantizedConstant]]]:
+    """Each weight at each of its bit-widths: the integers that multiply (with the factors of groups in them), and what they mean.
+
+    ``types``: of activations: at the most bits that are looked at a layer's input bounds its bias, and that its scale.
     """
     nodes = {node.name: node for node in program.graph.nodes}
-    values = [item for item in items.sizes if item.kind == "activation"] if data is not None else []
-    types = {(item, width): probability_type(width) for item in values if _is_probability(nodes[item.name]) for width in bits.get(item, ())}
-    requests = {
-        (item, width): StatisticRequest(item.name, _activation_observer(quantize, width))
-        for item in values
-        for width in bits.get(item, ())
-        if not _is_probability(nodes[item.name])
-    }
-    if requests and data is not None:
-        answers = collect(program, requests.values(), data, progress)
-        for (item, width), request in requests.items():
-            integer = IntegerType(width, signed=quantize.symmetric)
-            types[item, width] = activation_type(answers[request], integer, quantize.symmetric)
     for item in items.sizes:
-        if item.kind == "weight":
+        if item.kind == "weight" and item in bits:
             read = _type_read(items, item, types)
-            types |= {(item, width): _weight_type(nodes[item.name], quantize, width, read) for width in bits.get(item, ())}
-    return types
+            yield item, {width: _round_weight(nodes[item.name], quantize, width, read) for width in bits[item]}
 
 
 def _activation_observer(quantize: Quantize, bits: int) -> ObserverSpec:
@@ -73,8 +75,12 @@ def _type_read(items: Items, weight: Item, types: Types) -> QuantizedType | None
     return types[source, max(known)] if source is not None and known else None
 
 
-def _weight_type(layer: fx.Node, quantize: Quantize, bits: int, read: QuantizedType | None) -> QuantizedType:
+def _round_weight(layer: fx.Node, quantize: Quantize, bits: int, read: QuantizedType | None) -> QuantizedConstant:
     weight, bias = edit.constant_value(layer.args[1]), edit.constant_value(edit.argument(layer, "bias"))
     assert weight is not None  # what an item means
     axis = WEIGHT_AXIS[layer.target] if quantize.per_channel else None
-    return quantize_weight(weight, bias, read, ObserverSpec(quantize.weight_observer, axis=axis, bits=bits, symmetric=True)).quantized
+    spec = ObserverSpec(quantize.weight_observer, axis=axis, bits=bits, symmetric=True)
+    if not quantize.groups_weight(spec, weight):
+        return quantize_weight(weight, bias, read, spec)
+    grouped = quantize_grouped_weight(weight, bias, read, spec, quantize.weight_group)
+    return QuantizedConstant(arithmetic.scale_groups(grouped.codes, grouped.factors, grouped.length), grouped.quantized)

@@ -3,7 +3,7 @@
     activation    value -> site -> readers that take the narrow type      at the representative: what is moved from it is rounded with it
     weight        constant -> site -> layer
 
-A site passes its tensor on, rounded where it was given a type. The graph is run node by node (``Subgraph``) and never compiled.
+A site passes its tensor on, rounded where it was given a rounding. The graph is run node by node (``Subgraph``) and never compiled.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from qcompiler import arithmetic
 from qcompiler.ir import edit
 from qcompiler.ir.program import Program
-from qcompiler.ir.types import QuantizedType
 from qcompiler.passes.allocate.items import Items
 from qcompiler.passes.quantize.grouping import Width
 from qcompiler.passes.quantize.quantize import Quantize
@@ -24,27 +22,19 @@ from qcompiler.passes.reconstruct.subgraph import Subgraph
 from qcompiler.sensitivity import Item
 
 Rules = Mapping[object, Callable[..., Tensor]]
-
-
-def rounded(item: Item, values: Tensor, kind: QuantizedType) -> Tensor:
-    """The values as the integers of ``kind`` say them; weights leave the lowest integer unused, as ``quantize_weight`` does."""
-    integers = arithmetic.quantize(values.detach(), kind)
-    if item.kind == "weight":
-        integers = integers.clamp_(min=-kind.integer.high)
-    return arithmetic.dequantize(integers, kind)
+Rounding = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Site:
-    """The function of a site node. Without a type it gives another view of the same values, so that gradients can be told apart."""
+    """The function of a site node. Without a rounding it gives another view of the same values, so that gradients can be told apart."""
 
-    item: Item
-    kind: QuantizedType | None = None
+    rounding: Rounding | None = None
 
     __name__ = "site"
 
     def __call__(self, values: Tensor) -> Tensor:
-        return values.view_as(values) if self.kind is None else rounded(self.item, values, self.kind)
+        return values.view_as(values) if self.rounding is None else self.rounding(values)
 
 
 class Sites:
@@ -53,7 +43,7 @@ class Sites:
     site: the node of each item. inputs, outputs: nodes of the program's inputs and outputs. products: layers and matrix products by name.
 
     Args:
-        types: what items are rounded to unless a run says otherwise; all others are not.
+        roundings: of items that are rounded unless a run says otherwise; all others are not.
         rules: op -> function that stands for it, for methods that go backwards by rules of their own.
     """
 
@@ -62,7 +52,7 @@ class Sites:
         program: Program,
         quantize: Quantize,
         items: Items,
-        types: Mapping[Item, QuantizedType] | None = None,
+        roundings: Mapping[Item, Rounding] | None = None,
         rules: Rules | None = None,
     ) -> None:
         copied = edit.copy(program)
@@ -71,7 +61,7 @@ class Sites:
         nodes = {node.name: node for node in self.graph.nodes}
         self.site: dict[Item, fx.Node] = {}
         for item in items.sizes:
-            function = Site(item, (types or {}).get(item))
+            function = Site((roundings or {}).get(item))
             if item.kind == "weight":
                 self.site[item] = _before_layer(nodes[item.name], function)
             else:

@@ -20,14 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
+from qcompiler import arithmetic
 from qcompiler.calibration.data import CalibrationData
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import serialize
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import QuantizedType
 from qcompiler.passes.allocate.items import Items
-from qcompiler.passes.allocate.rounding import Types
-from qcompiler.passes.allocate.sites import Rules, Sites, rounded
+from qcompiler.passes.allocate.rounding import Types, rounded_weights
+from qcompiler.passes.allocate.sites import Rules, Sites
 from qcompiler.passes.quantize.quantize import Quantize
 from qcompiler.passes.reconstruct.checkpoint import Fingerprint
 from qcompiler.pipeline.progress import Progress
@@ -95,6 +96,7 @@ class OpenStudy:
         """``program``: the study's own, where it is at hand; else it is read."""
         self.study = study
         self.program = program if program is not None else _read_program(study.folder)
+        self._mapped: dict[Item, dict[str, Tensor]] = {}
 
     def piece(self, number: int) -> Piece:
         """The piece with that number."""
@@ -113,17 +115,26 @@ class OpenStudy:
         """The float program; nothing is rounded."""
         return self.sites_with()
 
-    def sites_with(self, types: Mapping[Item, QuantizedType] | None = None, rules: Rules | None = None) -> Sites:
+    def sites_with(self, bits: Mapping[Item, int] | None = None, rules: Rules | None = None) -> Sites:
         """The program with some items rounded, or with other rules for some ops."""
-        return Sites(self.program, self.study.quantize, self.study.items, types, rules)
+        roundings = {item: functools.partial(self.rounded, item, width) for item, width in (bits or {}).items()}
+        return Sites(self.program, self.study.quantize, self.study.items, roundings, rules)
 
     def inputs(self, sites: Sites, piece: Piece) -> dict[fx.Node, Tensor]:
         """The values of the program's inputs."""
         return dict(zip(sites.inputs, piece.inputs, strict=True))
 
     def rounded(self, item: Item, bits: int, values: Tensor) -> Tensor:
-        """The values of an item at so many bits."""
-        return rounded(item, values, self.study.types[item, bits])
+        """The values of an item at so many bits; a weight's are those that ``quantize`` would give it."""
+        kind = self.study.types[item, bits]
+        integers = self._integers(item)[str(bits)] if item.kind == "weight" else arithmetic.quantize(values.detach(), kind)
+        return arithmetic.dequantize(integers, kind)
+
+    def _integers(self, item: Item) -> dict[str, Tensor]:
+        """By bits as text; mapped."""
+        if item not in self._mapped:
+            self._mapped[item] = safetensors.torch.load_file(_weight_path(self.study.folder, item))
+        return self._mapped[item]
 
     def weight_error(self, item: Item, bits: int) -> Tensor:
         """Q(w) - w."""
@@ -143,6 +154,18 @@ def write_program(folder: Path, program: Program) -> None:
 def _read_program(folder: Path) -> Program:
     description = json.loads((folder / _PROGRAM).read_text(encoding="utf-8"))
     return serialize.load(description, safetensors.torch.load_file(folder / _WEIGHTS))
+
+
+def write_weights(
+    folder: Path, program: Program, items: Items, quantize: Quantize, bits: Mapping[Item, Sequence[int]], types: Types
+) -> dict[tuple[Item, int], QuantizedType]:
+    """Round every weight at each of its bit-widths, one file a weight; gives what the integers mean."""
+    kinds: dict[tuple[Item, int], QuantizedType] = {}
+    for item, constants in rounded_weights(program, items, quantize, bits, types):
+        integers = {str(width): constant.integers.contiguous() for width, constant in constants.items()}
+        safetensors.torch.save_file(integers, _weight_path(folder, item))
+        kinds |= {(item, width): constant.quantized for width, constant in constants.items()}
+    return kinds
 
 
 def write_samples(
@@ -200,6 +223,10 @@ def _labels(labels: Tensor, first: int, count: int) -> Tensor:
     if len(labels) < first + count:
         raise CalibrationError(f"there are {len(labels)} labels for {first + count} samples or more: give one for each, or fewer samples")
     return labels[first : first + count].clone().contiguous()
+
+
+def _weight_path(folder: Path, item: Item) -> Path:
+    return folder / f"weight-{item.name}.safetensors"
 
 
 def _piece_path(folder: Path, number: int) -> Path:

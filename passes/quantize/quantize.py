@@ -245,7 +245,7 @@ class Quantize(Pass):
         spec: ObserverSpec,
     ) -> QuantizedType:
         """Round a layer's weight, with factors for groups where the option asks for them; gives the type of the integers that multiply."""
-        if self._groups_weight(spec, weight):
+        if self.groups_weight(spec, weight):
             grouped = quantize_grouped_weight(weight, bias, input_type, spec, self.weight_group)
             replace_grouped_weight(node, constant, grouped, self.name)
             return grouped.quantized
@@ -253,7 +253,7 @@ class Quantize(Pass):
         replace_operand(node, constant, integers, self.name)
         return integers.quantized
 
-    def _groups_weight(self, spec: ObserverSpec, weight: torch.Tensor) -> bool:
+    def groups_weight(self, spec: ObserverSpec, weight: torch.Tensor) -> bool:
         """Whether factors say more than the scales of channels: for few bits, and more inputs than one group has."""
         return 0 < self.weight_group < weight.shape[1] and spec.axis == 0 and spec.bits <= _GROUPED_BITS
 

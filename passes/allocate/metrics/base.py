@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from qcompiler.errors import PassError, QCompilerError, UnknownNameError
-from qcompiler.ir.types import QuantizedType
 from qcompiler.passes.allocate.sites import Cut, Sites
 from qcompiler.passes.allocate.study import OpenStudy, Piece, Study
 from qcompiler.pipeline import option_types
@@ -137,9 +136,9 @@ class OutputMetric(Metric):
             outputs = cut.run_behind(kept, opened.rounded(item, bits, values))
             _add_pair(sums, str(bits), self.compare(opened.study, piece, outputs))
 
-    def together(self, opened: OpenStudy, types: Mapping[Item, QuantizedType]) -> float:
+    def together(self, opened: OpenStudy, bits: Mapping[Item, int]) -> float:
         """What is measured with all of these items rounded at once, and the rest in float."""
-        return self.value(self._baseline(opened, opened.sites_with(types)), "baseline")
+        return self.value(self._baseline(opened, opened.sites_with(bits)), "baseline")
 
     def _baseline(self, opened: OpenStudy, sites: Sites) -> Result:
         whole = sites.whole(sites.outputs)
@@ -190,6 +189,5 @@ def _add_pair(sums: Result, name: str, pair: tuple[float, float]) -> None:
 
 
 def _rounded_sites(opened: OpenStudy) -> Sites:
-    study = opened.study
-    bits = {item: study.items.fixed.get(item, REST_BITS) for item in study.items.sizes}
-    return opened.sites_with({item: study.types[item, width] for item, width in bits.items()})
+    items = opened.study.items
+    return opened.sites_with({item: items.fixed.get(item, REST_BITS) for item in items.sizes})

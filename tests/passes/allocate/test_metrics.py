@@ -160,11 +160,11 @@ def test_fewer_bits_cost_more(name: str, network: str, request: pytest.FixtureRe
     assert network == "attention" or table == case.measure(name, bits=(2, 4, 8), samples=6), "it is not the same twice"
 
 
-@pytest.mark.parametrize("network", ["residual", "attention"])
-def test_an_allocation_is_what_quantize_makes_of_it(network: str, request: pytest.FixtureRequest) -> None:
-    """All items rounded at once give the very floats of the QDQ program, whose constants and stream are floats or 8 bits at least."""
+@pytest.mark.parametrize(("network", "weight_group"), [("residual", 0), ("residual", 4), ("attention", 0)])
+def test_an_allocation_is_what_quantize_makes_of_it(network: str, weight_group: int, request: pytest.FixtureRequest) -> None:
+    """All items rounded at once give the very floats of the QDQ program; the stream of attention, which is no item, has 8 bits there."""
     case = request.getfixturevalue(network)
-    options = Quantize(residual_bits=8)
+    options = Quantize(residual_bits=8, weight_group=weight_group)
     items = find_items(case.program, options)
     generator = torch.Generator().manual_seed(3)
     chosen = {item: int(torch.randint(2, 9, (), generator=generator)) for item in items.candidates}
