@@ -79,21 +79,16 @@ class Moves:
     def repair(self) -> bool:
         """Until all budgets are kept, take the move that loses least for what it saves; False where none leads on.
 
-        What a move saves is the sum, over the budgets that are exceeded, of the saving as a share of the excess. Afterwards no class
-        saves more than it was asked to, as a move that overshoots counts no more than the excess.
+        What a move saves is by how much it lessens the excess, the sum over budgets of what is above their limit as a share of it. A
+        move that overshoots saves no more than the excess, and one that exceeds another budget as much less.
         """
-        for _ in range(self.owner.size * 4):
-            exceeded = self.exceeded()
-            if not exceeded.any():
-                return True
-            excess = (self.totals - self.limits)[exceeded]
-            saved = np.minimum(-self.expenses[exceeded] / excess[:, None], 1.0).sum(0)
+        while self.exceeded().any():
+            saved = self._excess(self.totals[:, None])[0] - self._excess(self.totals[:, None] + self.expenses)
             useful = saved > TOLERANCE
             if not useful.any():
                 return False
-            ratios = np.where(useful, self.losses / np.where(useful, saved, 1.0), np.inf)
-            self.take(int(np.argmin(ratios)))
-        return False
+            self.take(int(np.argmin(np.where(useful, self.losses / np.where(useful, saved, 1.0), np.inf))))
+        return True
 
     def improve(self) -> None:
         """While any move, or any two to neighbouring options, lessens the sum of sensitivities and keeps the budgets, take it.
@@ -120,6 +115,11 @@ class Moves:
             else:
                 for move in divmod(two, near.size):
                     self.take(int(near[move]))
+
+    def _excess(self, totals: Array) -> Array:
+        """Of several possible totals, [budgets, n] to [n]."""
+        units = np.where(np.isfinite(self.limits) & (self.limits != 0.0), np.abs(self.limits), 1.0)
+        return np.asarray((np.maximum(totals - self.limits[:, None], 0.0) / units[:, None]).sum(0))
 
     @property
     def _present(self) -> NDArray[np.intp]:
