@@ -46,11 +46,21 @@ def measure_minilm(assets: Path, row: Row) -> Figures:
     correlation, expected = _minilm_floats(assets)
     found = expected
     if not row.is_float:
-        data = results.minilm_calibration(assets)
+        data = _padded(results.minilm_calibration(assets)) if "gptq" in str(row.passes) else results.minilm_calibration(assets)
         module = results.compiled(load_minilm(), data[0], data, row, dynamic=True)
         correlation, found = sentences.spearman(module, _pairs(assets))
     cosines = torch.nn.functional.cosine_similarity(expected, found)
     return {"pairs": len(expected) // 2, "spearman": correlation, "cosine": float(cosines.mean()), "least": float(cosines.min())}
+
+
+def _padded(batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """All of one length, as reconstruction wants them; what is padded is masked."""
+    longest = max(ids.shape[1] for ids, _ in batches)
+
+    def pad(values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(values, (0, longest - values.shape[1]))
+
+    return [(pad(ids), pad(mask)) for ids, mask in batches]
 
 
 def _row(name: str, a: int, *before: str, after: str = "", kind: str = "hadamard") -> Row:

@@ -230,8 +230,13 @@ def _wanted(value: fx.Node, reader: fx.Node, widths: Widths) -> Width | None:
         return result
     if reader.target in REDUCTIONS or mask_of(reader) is not None or edit.is_call(reader, _aten.div.Tensor):
         return result
-    passes_on = reader.target in SUMS or role_of(reader) in _PASSING
+    passes_on = reader.target in SUMS or role_of(reader) in _PASSING or _is_gate_before_hadamard(reader)
     return Width.WIDE if passes_on and result else Width.NARROW
+
+
+def _is_gate_before_hadamard(reader: fx.Node) -> bool:
+    """A product of two values whose outliers a transform spreads: they come out of its operands."""
+    return reader.target is _aten.mul.Tensor and all(user.target is _qc.hadamard.default for user in reader.users)
 
 
 _PASSING = (Role.MOVE, Role.JOIN, Role.CLAMP, Role.SCALE, Role.MASK, Role.EXACT)

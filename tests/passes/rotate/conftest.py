@@ -56,7 +56,7 @@ class Network:
         return signal_to_noise(list(self.program.run(*self.inputs)), list(after.run(*self.inputs)))
 
 
-def network_of(model: nn.Module, *inputs: Tensor) -> Network:
+def _network_of(model: nn.Module, *inputs: Tensor) -> Network:
     """The model, captured and canonical."""
     program = PassManager(parse_pipeline("canonicalize")).run(capture(model.eval(), inputs))
     return Network(program, inputs)
@@ -80,7 +80,7 @@ def _vit() -> Network:
     model = VisionTransformer(PatchEmbed(8, 48), 16, 48, 2, 3, 10)
     nn.init.normal_(model.cls_token, std=0.5)
     nn.init.normal_(model.pos_embed, std=0.5)
-    return network_of(_trained_looking(model, 1), torch.randn(4, 3, 32, 32))
+    return _network_of(_trained_looking(model, 1), torch.randn(4, 3, 32, 32))
 
 
 @functools.cache
@@ -89,14 +89,14 @@ def _bert() -> Network:
     model = SentenceEncoder(BertConfiguration(vocabulary=60, width=48, layers=2, heads=3, hidden=96, positions=16))
     mask = torch.ones(4, 12, dtype=torch.int64)
     mask[1, 7:] = mask[3, 3:] = 0
-    return network_of(_trained_looking(model, 2), torch.randint(0, 60, (4, 12)), mask)
+    return _network_of(_trained_looking(model, 2), torch.randint(0, 60, (4, 12)), mask)
 
 
 @functools.cache
 def _llama() -> Network:
     torch.manual_seed(2)
     model = Llama(LlamaConfiguration(vocabulary=50, width=64, layers=2, heads=4, key_heads=2, hidden=96, positions=12))
-    return network_of(_trained_looking(model, 3), torch.randint(0, 50, (4, 12)))
+    return _network_of(_trained_looking(model, 3), torch.randint(0, 50, (4, 12)))
 
 
 @functools.cache
@@ -104,7 +104,7 @@ def _post_norm() -> Network:
     torch.manual_seed(3)
     layer = nn.TransformerEncoderLayer(32, 2, 80, batch_first=True, norm_first=False, activation="relu")
     model = nn.Sequential(nn.Linear(20, 32), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(32, 7))
-    return network_of(_trained_looking(model, 4), torch.randn(4, 9, 20))
+    return _network_of(_trained_looking(model, 4), torch.randn(4, 9, 20))
 
 
 NETWORKS: dict[str, Callable[[], Network]] = {"vit": _vit, "bert": _bert, "llama": _llama, "post-norm": _post_norm}
@@ -114,3 +114,9 @@ NETWORKS: dict[str, Callable[[], Network]] = {"vit": _vit, "bert": _bert, "llama
 def network() -> Callable[[str], Network]:
     """One of ``NETWORKS`` by its name."""
     return lambda name: NETWORKS[name]()
+
+
+@pytest.fixture
+def network_of() -> Callable[..., Network]:
+    """A model and its inputs as a ``Network``."""
+    return _network_of
