@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -80,7 +80,7 @@ def measure(
         prepared = _Preparation(program, quantize, found, sampling, Path(folder), progress)
         study, identity = prepared.study(chosen, data, labels)
         ledger = Ledger(checkpoint, identity) if checkpoint else None
-        work = Evaluations(study, chosen)
+        work = Evaluations(study, chosen, program)
         tasks, executor = chosen.tasks(study), executor or LocalExecutor()
         results = run_tasks(work, tasks, executor, ledger=ledger, progress=progress, description=f"measuring {chosen.name}")
         rows = chosen.rows(OpenStudy(study, program), results)
@@ -125,15 +125,24 @@ def measure_together(
 
 @dataclass(frozen=True)
 class Evaluations:
-    """The work of one metric on one study, as executors take it."""
+    """The work of one metric on one study, as executors take it.
+
+    Workers of this process and its forks have the program as it is. It goes into the folder when the work is first sent elsewhere.
+    """
 
     study: Study
     metric: Metric
+    program: Program | None = field(default=None, compare=False, repr=False)
 
     def open(self) -> Callable[[str], Result]:
-        """Map the program and do tasks."""
-        opened = OpenStudy(self.study)
+        """The function that does tasks; maps the program where it is not at hand."""
+        opened = OpenStudy(self.study, self.program)
         return lambda task: self.metric.do(opened, task)
+
+    def __reduce__(self) -> tuple[type[Evaluations], tuple[Study, Metric]]:
+        if self.program is not None:
+            write_program(self.study.folder, self.program)
+        return Evaluations, (self.study, self.metric)
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,6 @@ class _Preparation:
 
     def study(self, metric: Metric, data: CalibrationData | None, labels: Labels) -> tuple[Study, str]:
         """The study, and a hash of all that its results depend on."""
-        write_program(self.folder, self.program)
         sampling, used = self.sampling, labels if metric.labels == "optional" else None
         pieces: tuple[int, ...] = ()
         samples = ""

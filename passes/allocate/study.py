@@ -1,8 +1,8 @@
-"""What all evaluations of one sensitivity analysis share, in a folder: the program, its samples; and the types of items at each bit-width.
+"""What all evaluations of one sensitivity analysis share, in a folder: samples, rounded weights, and the program for workers elsewhere.
 
-``prepare`` runs the float program once over the samples and writes the folder; ``Study`` is small and picklable, so that workers on any
-machine that sees the folder can ``open`` it. Weights are mapped, not copied; a piece of samples is read when it is needed. What is in
-memory is one program and the activations of one piece.
+The float program runs once over the samples. ``Study`` is small and picklable: a worker on any machine that sees the folder can open it.
+Weights are mapped, not copied, and a piece of samples is read when it is needed: what is in memory is one program and the activations of
+one piece.
 """
 
 from __future__ import annotations
@@ -143,12 +143,13 @@ class OpenStudy:
 
 
 def write_program(folder: Path, program: Program) -> None:
-    """The part of the folder that is the program."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The part of the folder that is the program; written once."""
+    if (folder / _PROGRAM).exists():
+        return
     description, tensors = serialize.dump(program)
-    (folder / _PROGRAM).write_text(json.dumps(description), encoding="utf-8")
     contiguous = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     safetensors.torch.save_file(contiguous, folder / _WEIGHTS)
+    (folder / _PROGRAM).write_text(json.dumps(description), encoding="utf-8")
 
 
 def _read_program(folder: Path) -> Program:
