@@ -150,8 +150,11 @@ class _Search:
             self.stream.tables[node] = None
         elif node.op == "call_function" and self._passes(node):
             self._operands(node, axis)
+        elif node.op == "placeholder":
+            self._refuse("it is an input of the program")
         else:
-            self._refuse("it is an input of the program" if node.op == "placeholder" else f"{place(node)} makes it")
+            why = ", a norm whose scale is part of the stream" if edit.is_call(node, *NORMS[:2]) else ""
+            self._refuse(f"{place(node)} makes it{why}")
 
     def _passes(self, node: fx.Node) -> bool:
         if node.target in NORMS:
