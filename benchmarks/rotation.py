@@ -69,16 +69,18 @@ def _row(name: str, a: int, *before: str, after: str = "", kind: str = "hadamard
     return Row(name, passes=",".join([*parts, QUANTIZE.format(a=a, probabilities=probabilities), *([after] if after else [])]))
 
 
-def _vit_rows(a: int) -> tuple[Row, ...]:
-    kinds = ("randomized", "block", "pca", "learned")
+def _vit_rows(a: int, *, all_kinds: bool) -> tuple[Row, ...]:
+    everything = (PRE_NORM, HEADS, "rotate-mlp")
+    parts = (_row("and value/output, query/key", a, PRE_NORM, HEADS),) if all_kinds else ()
+    kinds = ("randomized", "block", "pca", "learned") if all_kinds else ()
     return (
         Row("float"),
         _row("no rotation", a),
         _row("residual stream", a, PRE_NORM),
-        _row("and value/output, query/key", a, PRE_NORM, HEADS),
-        _row("and MLP (online): all", a, PRE_NORM, HEADS, "rotate-mlp"),
-        *(_row(f"all, stream {kind}", a, PRE_NORM, HEADS, "rotate-mlp", kind=kind) for kind in kinds),
-        _row("all, gptq", a, PRE_NORM, HEADS, "rotate-mlp", after="gptq"),
+        *parts,
+        _row("all, MLP online", a, *everything),
+        *(_row(f"all, stream {kind}", a, *everything, kind=kind) for kind in kinds),
+        _row("all, gptq", a, *everything, after="gptq"),
         _row("reparameterize-layer-norm in place of rotations", a, REPQ),
         _row("reparameterize-layer-norm, gptq", a, REPQ, after="gptq"),
     )
@@ -98,7 +100,7 @@ def _minilm_rows(a: int) -> tuple[Row, ...]:
 
 TABLES: dict[str, Table] = {
     **{
-        f"{network}-w4a{a}": Table(f"{title}, W4A{a}", network, _vit_rows(a), VIT_COLUMNS)
+        f"{network}-w4a{a}": Table(f"{title}, W4A{a}", network, _vit_rows(a, all_kinds=a < 8 and "spread" in network), VIT_COLUMNS)
         for network, title in (("vit-1000", "vit_cifar10"), ("vit-spread-1000", "vit_cifar10 after `spread_channels`"))
         for a in (4, 8)
     },

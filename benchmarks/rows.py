@@ -25,6 +25,7 @@ from qcompiler.backends.tvm.kernels import (
     Add,
     Copy,
     ElementwiseKernel,
+    HadamardKernel,
     Lookup,
     Nonlinear,
     NormalizationKernel,
@@ -40,7 +41,7 @@ from qcompiler.backends.tvm.kernels import (
 from qcompiler.backends.tvm.sharing import share
 from qcompiler.backends.tvm.target import TARGETS, available
 
-Kernel = ElementwiseKernel | NormalizationKernel | RowKernel
+Kernel = ElementwiseKernel | HadamardKernel | NormalizationKernel | RowKernel
 ONE = Operand("int32", (0,))
 SCALING = (ONE,) * 4
 BYTES, WORDS = (-128, 127), (-(2**15), 2**15 - 1)
@@ -91,6 +92,12 @@ def nonlinear(function: str, form: str) -> RowKernel:
     return rows(Nonlinear(0, function, form, tuple(constants)), 197, 768, output="int32")
 
 
+def hadamard(count: int, length: int, dtype: str = "uint8") -> HadamardKernel:
+    """A transform of whole rows, rounded to 4 bits in bytes."""
+    rounding = Requantize("narrow", 0, 7, 0, 15)
+    return HadamardKernel(length, 3, (count,), length, Operand(dtype, (length, 1)), Operand("uint8", (length, 1)), rounding)
+
+
 TINY = 197 * 192
 KERNELS: dict[str, tuple[Kernel, str]] = {
     "LayerNorm 197x192 to 8 bits": (layer_norm(197, 192), "instructions: 3 multiplications of 32 bits an element"),
@@ -112,6 +119,10 @@ KERNELS: dict[str, tuple[Kernel, str]] = {
     "GELU 197x768 shift": (nonlinear("gelu", "shift"), "instructions"),
     "GELU 197x768 poly": (nonlinear("gelu", "poly"), "instructions"),
     "GELU 197x768 i-gelu": (nonlinear("gelu", "i-gelu"), "instructions"),
+    "Hadamard 197x768 of 8 bits": (hadamard(197, 768), "instructions: the matrix of order 12"),
+    "Hadamard 197x1024 of 8 bits": (hadamard(197, 1024), "instructions"),
+    "Hadamard 128x1536 of 16 bits": (hadamard(128, 1536, "int16"), "instructions: the matrix of order 12"),
+    "Hadamard 1x4096 of 16 bits": (hadamard(1, 4096, "int16"), "instructions"),
     "sum 197x192, 16 bits": (elementwise(Add(14, 0, 0, 0, *WORDS), TINY, ["int16", "int16"], "int16", SCALING), "instructions"),
     "requantize 197x192, 16 to 8, high": (
         elementwise(Requantize("high", 0, 3, *BYTES), TINY, ["int16"], "int8", SCALING[:3]),
@@ -150,6 +161,9 @@ def arrays(kernel: Kernel, generator: np.random.Generator) -> list[np.ndarray[An
 
     if isinstance(kernel, ElementwiseKernel):
         return [*map(memory, kernel.operands), memory(kernel.output)]
+    if isinstance(kernel, HadamardKernel):
+        scaling = [np.array([number], np.int32) for number in (8, 20000, 5)]
+        return [memory(kernel.operand), *scaling, memory(kernel.output)]
     if isinstance(kernel, RowKernel):
         table = [np.arange(256, 0, -1, dtype=np.int32) * 100] if getattr(kernel.operation, "form", "") == "table" else []
         return [memory(kernel.operand), *([memory(kernel.second)] if kernel.second else []), *table, memory(kernel.output)]
