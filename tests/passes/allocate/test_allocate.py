@@ -129,6 +129,34 @@ def test_fixed_weights_count_and_stay_with_quantize() -> None:
     assert any(note.startswith("conv2d_1: W") for note in record.notes)
 
 
+class Joined(nn.Module):
+    """A value that a concatenation and another layer read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.both, self.other = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(16, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = torch.relu(self.left(x)), torch.relu(self.right(x))
+        return self.both(torch.cat([left, right], 1)) * self.other(left)
+
+
+def test_inputs_of_a_concatenation_get_equal_bits_where_they_are_tied(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(16, 8)
+    program = PassManager(parse_pipeline("canonicalize")).run(capture(Joined().eval(), inputs[:2]))
+    items = find_items(program)
+    (tie,) = (tie for tie in items.ties if tie.kind == "concatenation")
+    first, second = tie.items
+    rows = {(item, bits): (100.0 if item == first else 1e-6) * 2.0**-bits for item in items.candidates for bits in (4, 8)}
+    SensitivityTable("by-hand", "", rows).save(tmp_path / "table.json")
+    for ties in (False, True):
+        text = f"allocate{{table={tmp_path}/table.json,bops=12000,bits=(4,8),activation_bits=(4,8),ties={str(ties).lower()}}}"
+        allocated = PassManager(parse_pipeline(text)).run(program, CalibrationData(inputs, program.inputs))
+        asked = {node.name: node.meta["precision"].activation for node in allocated.graph.nodes if "precision" in node.meta}
+        assert (asked[first.name] == asked[second.name]) is ties
+
+
 @pytest.mark.parametrize("solver", ["greedy", "dynamic-programming"])
 def test_other_solvers_keep_the_budget_too(solver: str, tmp_path: Path) -> None:
     path = table(tmp_path / "table.csv")
