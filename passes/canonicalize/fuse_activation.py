@@ -64,7 +64,7 @@ class FuseActivation(RewritePass[Replacement]):
     name: ClassVar = "fuse-activation"
     takes: ClassVar = Stage.FLOAT
     gives: ClassVar = Stage.FLOAT
-    promise: ClassVar = Equivalent(1e-5)
+    promise: ClassVar = Equivalent(1e-4)
 
     def match(self, node: fx.Node) -> Replacement | None:
         if node.op != "call_function":

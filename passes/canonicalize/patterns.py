@@ -19,8 +19,13 @@ LEAVES_OUT = -64.0
 
 
 def close(value: float, expected: float) -> bool:
-    """Whether a number of a formula is the expected one, up to how it was rounded."""
-    return math.isclose(value, expected, rel_tol=1e-6)
+    """Whether a number of a formula is the expected one, up to how it was rounded: to float32, or it or its inverse to float16."""
+    forms = (expected, _half(expected), 1 / _half(1 / expected) if expected else 0.0)
+    return any(math.isclose(value, form, rel_tol=1e-6) for form in forms)
+
+
+def _half(value: float) -> float:
+    return float(torch.tensor(value, dtype=torch.float16))
 
 
 def node_of(value: object, *targets: edit.Target) -> fx.Node | None:

@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
+from qcompiler.ir.float_ops import MOVEMENT_OPS
 from qcompiler.ir.quantized_constants import QuantizedConstant, quantized_constant
 from qcompiler.ir.types import INT8, QuantizedType, Stage
 from qcompiler.pipeline.contract import Equivalent
@@ -55,7 +56,7 @@ class WeightsToInt8(RewritePass[tuple[fx.Node, QuantizedConstant]]):
             return None
         if node.target not in _SPLIT:
             return "its weight less the zero point needs 9 bits, and it is a transposed convolution"
-        return None if edit.is_call(node.args[0], _qc.dequantize.default) else "its input is not quantized"
+        return None if _border(node.args[0]) is not None else "its input is not quantized"
 
     def rewrite(self, graph_module: fx.GraphModule, match: tuple[fx.Node, QuantizedConstant]) -> str | None:
         node, weight = match
@@ -80,13 +81,23 @@ def _parts(centred: torch.Tensor) -> list[torch.Tensor]:
     return parts
 
 
+def _border(value: object) -> fx.Node | None:
+    """The dequantize, of one scale, whose reals a value holds, moved or not."""
+    while isinstance(value, fx.Node) and value.target in MOVEMENT_OPS - {_aten.cat.default}:
+        value = value.args[0]
+    one_scale = edit.is_call(value, _qc.dequantize.default) and len(value.args[1]) == 1  # type: ignore[attr-defined]  # a call is a node
+    return value if one_scale and isinstance(value, fx.Node) else None
+
+
 def _groups(node: fx.Node) -> int:
     return int(edit.argument(node, "groups")) if node.target is _aten.conv2d.default else 1
 
 
 def _repeated(site: Site, source: fx.Node, times: int, groups: int) -> fx.Node:
     """The channels of each group, ``times`` over, rounded to the type that they have: the same integers."""
-    rank, border = source.meta["val"].ndim, source.args[1:]
+    origin = _border(source)
+    assert origin is not None  # check asked for it
+    rank, border = source.meta["val"].ndim, origin.args[1:]
     channels = rank - 1 if site.node.target is _aten.linear.default else 1
     value = source if groups == 1 else site.call(_aten.unflatten.int, source, channels, [groups, -1])
     dim = channels if groups == 1 else channels + 1

@@ -1,4 +1,4 @@
-"""``quantize-rest``: what a tool left in float between the pairs of its file is rounded to 16 bits.
+"""``quantize-rest``: what a tool left in float between the pairs of its file is rounded too.
 
 Tools quantize what they have kernels for. The sum that a LayerNorm reads, the scores of a softmax, the mean of all tokens stay in float in
 their files; in an integer program they need a scale too. It follows without data from the scales that the file has (``real_ranges``): a
@@ -9,24 +9,32 @@ Rounded are results that wait for their rounding, and int32 sums, where somethin
 
 1. sums, normalizations, softmax, functions: for all but a quantize, a bound, movement and a change of scale on the way to one
 2. sums of products: for all but these, and all but an addition (``qc.add`` reads one int32 operand), a sum and the program's outputs
+
+Bits: 16 at most; of what linear layers and matrix products read as many as leave their sums in int32; 8 for convolution, pooling and
+functions that are tables; probabilities 8. Constants in float that are added, multiplied or joined get 16 bits by their own largest number.
+Weights in float (of layers that a tool left out, or with a scale for each block, of which no sum of integers has one) get 8 bits, with one
+scale for each output channel.
 """
 
 from __future__ import annotations
 
 import enum
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import fx
 
+from qcompiler import arithmetic
+from qcompiler.calibration.statistics import Observation
 from qcompiler.ir import edit, elementwise
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
-from qcompiler.ir.types import INT16, QuantizedType, Stage
-from qcompiler.passes.quantize.insertion import insert_rounding
+from qcompiler.ir.types import INT8, INT16, INT32, UINT8, IntegerType, QuantizedType, Stage, probability_type
+from qcompiler.passes.quantize.insertion import insert_rounding, replace_operand
+from qcompiler.passes.quantize.parameters import QuantizedConstant, activation_type, quantize_constant
 from qcompiler.passes.quantize.real_ranges import RealRange, real_ranges
 from qcompiler.passes.quantize.rules import REDUCTIONS, ROLES, SUMS, WEIGHT_AXIS, Role, is_scaling
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult
@@ -52,6 +60,18 @@ _WAITING = frozenset(
 )
 
 
+# Functions that lowering computes from 16 bits.
+_COMPUTED = frozenset(
+    {_aten.gelu.default, _aten.silu.default, _aten.sigmoid.default, _aten.tanh.default, _aten.exp.default, _aten.erf.default}
+)
+_TAKES_BYTES = frozenset(
+    {_aten.avg_pool2d.default, _aten.adaptive_avg_pool2d.default, _aten.prelu.default, _aten.conv2d.default, _aten.conv_transpose2d.input}
+)
+# Products of two such, 511 of them, fit int32.
+_OPERAND_BITS = 12
+_TAKES_CONSTANTS = frozenset({*SUMS, _aten.mul.Tensor, _aten.cat.default})
+
+
 @dataclass(frozen=True)
 class QuantizeRest(Pass):
     """Round to 16 bits what a quantized file has in float, by the ranges that its own scales imply."""
@@ -63,21 +83,68 @@ class QuantizeRest(Pass):
 
     def run(self, program: Program, context: PassContext) -> PassResult:
         result = edit.copy(program)
-        intervals, notes = real_ranges(result.graph), []
+        intervals, notes = real_ranges(result.graph), self._quantize_constants(result.graph)
         for node, users in _lacking(result.graph).items():
             interval = intervals.get(node)
             if interval is None or interval.magnitude == 0:
                 continue  # lowering names the place
-            insert_rounding(node, _sixteen_bits(interval), self.name, only=frozenset(users).__contains__)
-            notes.append(f"16 bits in [{interval.low:.4g}, {interval.high:.4g}]: {describe(node)}")
+            quantized = _type_of(node, interval, users)
+            insert_rounding(node, quantized, self.name, only=frozenset(users).__contains__)
+            notes.append(f"{quantized.integer.bits} bits in [{interval.low:.4g}, {interval.high:.4g}]: {describe(node)}")
         if not notes:
             return PassResult(program, False)
         edit.finish(result.graph_module)
         return PassResult(result, True, tuple(notes))
 
+    def _quantize_constants(self, graph: fx.Graph) -> list[str]:
+        notes = []
+        for node in list(graph.nodes):
+            for constant in _float_constants(node):
+                values = edit.constant_value(constant)
+                assert values is not None  # it is a constant
+                is_weight = node.target in WEIGHT_AXIS
+                integers = _eight_bits(values, WEIGHT_AXIS[node.target]) if is_weight else quantize_constant(values, INT16, symmetric=True)
+                replace_operand(node, constant, integers, self.name)
+                notes.append(f"{'weight to 8 bits a channel' if is_weight else 'constant to 16 bits'}: {describe(node)}")
+        return notes
 
-def _sixteen_bits(interval: RealRange) -> QuantizedType:
-    return QuantizedType(INT16, (float(torch.tensor(interval.magnitude / INT16.high, dtype=torch.float32)),))
+
+def _float_constants(node: fx.Node) -> list[fx.Node]:
+    """Constants in float that an op computes with: the weight of a layer, and operands of sums, products and concatenations."""
+    if node.target in WEIGHT_AXIS:
+        candidates: list[object] = [node.args[1]]
+    else:
+        candidates = list(node.all_input_nodes) if node.target in _TAKES_CONSTANTS else []
+    return [each for each in candidates if isinstance(each, fx.Node) and edit.is_constant(each) and each.meta["val"].is_floating_point()]
+
+
+def _eight_bits(weight: torch.Tensor, axis: int) -> QuantizedConstant:
+    """s = max |w| / 127 for each output channel."""
+    largest = weight.abs().amax([dim for dim in range(weight.ndim) if dim != axis])
+    scale = torch.where(largest > 0, largest / INT8.high, torch.ones_like(largest))
+    quantized = QuantizedType(INT8, tuple(scale.tolist()), (0,), axis)
+    return QuantizedConstant(arithmetic.quantize(weight, quantized), quantized)
+
+
+def _type_of(node: fx.Node, interval: RealRange, users: Sequence[fx.Node]) -> QuantizedType:
+    """The widest that all readers take."""
+    if edit.is_call(node, _aten.softmax.int):
+        return probability_type(UINT8.bits)
+    bits = min(_most_bits(user) for user in users)
+    if bits <= UINT8.bits:
+        return activation_type(Observation((interval.low,), (interval.high,)), UINT8, symmetric=False)
+    integer = IntegerType(bits, signed=True)
+    return QuantizedType(integer, (float(torch.tensor(interval.magnitude / integer.high, dtype=torch.float32)),))
+
+
+def _most_bits(user: fx.Node) -> int:
+    if edit.is_call(user, _aten.matmul.default):
+        return _OPERAND_BITS
+    if edit.is_call(user, _aten.linear.default):
+        products = int(user.args[1].meta["val"].shape[-1])  # type: ignore[union-attr]  # the weight
+        return min(INT16.bits, INT32.bits - 1 - (products * -INT8.low).bit_length())
+    is_table = elementwise.is_function(user) and user.target not in _COMPUTED or user.target in _TAKES_BYTES
+    return UINT8.bits if is_table else INT16.bits
 
 
 def _lacking(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

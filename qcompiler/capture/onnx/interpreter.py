@@ -148,7 +148,8 @@ class OnnxModule(nn.Module):
         if name in self._buffers_of and self._folded.get(name) is value:
             buffer: torch.Tensor = getattr(self, self._buffers_of[name])
             return buffer
-        return value.to(traced_dtype(value.dtype))
+        with _disable_current_modes():  # the program has no other floats than float32
+            return value.to(traced_dtype(value.dtype))
 
     def _converter(self, node: Node) -> registry.Converter:
         found = registry.find(node.domain, node.op_type, self._opset(node))

@@ -29,6 +29,7 @@ from qcompiler.ir.types import IntegerRange
 OLDEST_OPSET = 7
 # Subgraphs within subgraphs: no real model comes near.
 _DEEPEST = 32
+_MICROSOFT = "com.microsoft"
 _RANGE_OF, _RANGE = "qcompiler.range.", re.compile(r"(-?\d{1,10}) (-?\d{1,10})")
 _NODE_IN_MESSAGE = re.compile(r"Name: (\S+)")
 
@@ -49,7 +50,9 @@ def load(source: str | Path | ModelProto) -> Model:
         opsets = _opsets(proto)
         _check_depth(proto.graph, 0)
         _check_external_data(proto, folder)
-        _check(source if folder is not None else proto)
+        imported = _with_imports(proto)
+        _check(source if folder is not None and imported is proto else imported)
+        proto = imported
         proto = _inlined(proto, opsets)
         opsets = _opsets(proto)
         _check_ops(proto.graph, opsets)
@@ -80,6 +83,17 @@ def _opsets(proto: ModelProto) -> dict[str, int]:
             f"opset {version} is not read: opsets {OLDEST_OPSET} to {newest} are; convert the model with onnx.version_converter"
         )
     return opsets
+
+
+def _with_imports(proto: ModelProto) -> ModelProto:
+    """The model, or a copy that imports the domain of onnxruntime's ops, where the file uses it unsaid (NNCF's compressed weights)."""
+    used = any(node.domain == _MICROSOFT for node in _nodes(proto.graph))
+    if not used or any(entry.domain == _MICROSOFT for entry in proto.opset_import):
+        return proto
+    result = ModelProto()
+    result.CopyFrom(proto)
+    result.opset_import.append(helper.make_opsetid(_MICROSOFT, 1))
+    return result
 
 
 def _check_depth(graph: GraphProto, depth: int) -> None:

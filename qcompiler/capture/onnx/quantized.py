@@ -103,7 +103,8 @@ def quantization(call: Call, integer: IntegerType, scale: int, zero_point: int, 
     with _disable_current_modes():
         scales = call.constant(scale).to(torch.float32)
         zeros = call.constant(zero_point).to(torch.int64) if call.has(zero_point) else torch.zeros(scales.shape, dtype=torch.int64)
-        if not bool(((scales > 0) & torch.isfinite(scales)).all()):
+        # Scales of blocks are arithmetic, and onnxruntime writes negative ones: -8 of 4 bits is the largest magnitude of its block.
+        if not bool((torch.isfinite(scales) & ((scales > 0) | (block > 0))).all()):
             raise call.fail("has a scale that is not positive and finite: quantize the model again")
         if scales.numel() == 1 and zeros.numel() == 1:
             return Quantization(integer, scales.reshape(()), zeros.reshape(()))
@@ -111,6 +112,8 @@ def quantization(call: Call, integer: IntegerType, scale: int, zero_point: int, 
             raise call.fail(f"has {scales.numel()} scales and {zeros.numel()} zero points")
         if not -rank <= axis < rank:
             raise call.fail(f"has the axis {axis}, and its input {rank} dimensions")
+        if block == 0 and max(scales.shape) == scales.numel():
+            scales = scales.reshape(-1)  # NNCF writes [channels, 1, 1]
         zeros = zeros.reshape(-1).expand(scales.numel()).reshape(scales.shape)
     if scales.ndim == 1 and block == 0:
         return Quantization(integer, scales, zeros, axis % rank)
@@ -159,7 +162,7 @@ def dequantized(call: Call, x: int, scale: int, zero_point: int, axis: int = 1, 
     """The reals that an operand with constant or computed parameters stands for."""
     integers, integer = stored(call, x), integer_type(call, x)
     if parameters_known(call, scale, zero_point):
-        return dequantize(call, integers, quantization(call, integer, scale, zero_point, integers.ndim, axis, block))
+        return dequantize(call, integers, fitted(integers, quantization(call, integer, scale, zero_point, integers.ndim, axis, block)))
     scales, zeros = _computed(call, integers, scale, zero_point, axis, block)
     reals = integers.to(torch.float32)
     return (reals if zeros is None else reals - zeros) * scales
@@ -208,6 +211,18 @@ def _computed(call: Call, x: Tensor, scale: int, zero_point: int, axis: int, blo
     )
     assert scales is not None  # it was given
     return scales, zeros
+
+
+def fitted(x: Tensor, kind: Quantization) -> Quantization:
+    """Blocks along the axis that their scales fit: ModelOpt states that of the columns for Gemm's transposed weights, too."""
+    if not kind.block or any(not isinstance(size, int) for size in x.shape):
+        return kind
+
+    def shape(axis: int) -> list[int]:
+        return [math.ceil(size / kind.block) if dim == axis else size for dim, size in enumerate(x.shape)]
+
+    fitting = [axis for axis in range(x.ndim) if shape(axis) == list(kind.scale.shape)]
+    return replace(kind, axis=fitting[0]) if len(fitting) == 1 else kind
 
 
 def _check_channels(call: Call, x: Tensor, kind: Quantization) -> None:

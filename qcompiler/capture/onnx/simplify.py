@@ -5,6 +5,7 @@
    DequantizeLinear gives never is NaN.
 2. ``mask[a, b]`` is exported as GatherND of the positions ``Concat(Unsqueeze(Expand(a, shape)), Unsqueeze(Expand(b, shape)))``. Indices
    broadcast by themselves: it is the op ``Index`` of (mask, a, b), which capture knows how to read where a and b count.
+3. A file in which weights alone are quantized, and no value, has the meaning of a float model: DequantizeLinear of constants gives reals.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from qcompiler.capture.onnx.model import Graph, Model, Node
 # The domain of ops that are none of ONNX.
 OWN_DOMAIN = "qcompiler"
 
+# Ops that make integers of reals, or compute with integers that stand for reals.
+_QUANTIZES = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm"})
 _NEVER_NAN = frozenset({"Softmax", "DequantizeLinear"})
 
 
@@ -26,8 +29,15 @@ def simplified(model: Model) -> Model:
     """The model with these patterns replaced."""
     graph = model.graph
     producers = {name: node for node in graph.nodes for name in node.outputs if name}
+    if not any(node.op in _QUANTIZES for node in graph.all_nodes()):
+        graph = replace(graph, nodes=tuple(_dequantized(node, graph) for node in graph.nodes))
     nodes = [_indexed(_unguarded(node, graph, producers), producers) for node in graph.nodes]
     return replace(model, graph=replace(graph, nodes=tuple(_alive(nodes, graph.outputs))))
+
+
+def _dequantized(node: Node, graph: Graph) -> Node:
+    known = node.op == "DequantizeLinear" and all(not name or name in graph.constants for name in node.inputs)
+    return replace(node, domain=OWN_DOMAIN) if known else node
 
 
 def _alive(nodes: list[Node], outputs: tuple[str, ...]) -> list[Node]:

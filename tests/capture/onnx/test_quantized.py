@@ -165,3 +165,64 @@ def test_integer_products(make: Make, transposed: bool, op: str) -> None:
     program = capture(model)
     assert program.stage is Stage.QDQ
     assert torch.equal(program(torch.from_numpy(a)).double(), torch.from_numpy(expected).double())
+
+
+# ---- as tools write them ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bits", "zero_points"), [(4, False), (4, True), (8, True), (2, False)])
+def test_matrix_product_of_few_bits(make: Make, bits: int, zero_points: bool) -> None:
+    """onnxruntime's MatMulNBits, as NNCF writes it too: without an import of its domain."""
+    generator, rows, columns, block = np.random.default_rng(0), 3, 40, 16
+    codes = generator.integers(0, 2**bits, (rows, 3, block))
+    zeros = generator.integers(0, 2**bits, (rows, 3)) if zero_points else np.full((rows, 3), 2 ** (bits - 1))
+    scales = generator.random((rows, 3)).astype(np.float32) - 0.3
+
+    def packed(values: np.ndarray) -> np.ndarray:
+        each = 8 // bits
+        padded = np.concatenate([values, np.zeros((*values.shape[:-1], -values.shape[-1] % each), values.dtype)], -1)
+        return (padded.reshape(*values.shape[:-1], -1, each) << (np.arange(each) * bits)).sum(-1).astype(np.uint8)
+
+    constants: dict[str, object] = {"b": packed(codes), "s": scales.reshape(-1), "z": packed(zeros).reshape(-1)}
+    names = ["x", "b", "s", "z"] if zero_points else ["x", "b", "s"]
+    node = helper.make_node("MatMulNBits", names, ["y"], "product", "", "com.microsoft", K=columns, N=rows, bits=bits, block_size=block)
+    program = capture(make([node], {"x": ["N", columns]}, {"y": ["N", rows]}, constants))
+    weight = ((codes - zeros[..., None]) * scales[..., None]).reshape(rows, -1)[:, :columns]
+    x = torch.randn(2, columns)
+    assert program.stage is Stage.FLOAT
+    assert torch.allclose(program(x), x @ torch.from_numpy(weight).float().t(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scale", "axis", "block"),
+    [
+        (np.full((5, 1, 1), 0.5), 0, 0),  # NNCF: more dimensions than one
+        (np.full((5, 1), -0.5), 0, 8),  # ModelOpt: the axis of the untransposed weight; onnxruntime: negative scales
+        (np.full((5, 2), 0.5), 1, 2),
+    ],
+)
+def test_weights_alone_become_floats(make: Make, scale: np.ndarray, axis: int, block: int) -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["d"], "weight", axis=axis, **({"block_size": block} if block else {})),
+        helper.make_node("Gemm", ["x", "d"], ["y"], "product", transB=1),
+    ]
+    weight = np.arange(-10, 10, dtype=np.int8).reshape(5, 4)
+    program = capture(make(nodes, {"x": ["N", 4]}, {"y": ["N", 5]}, {"w": weight, "s": scale.astype(np.float32)}, opset=21))
+    assert program.stage is Stage.FLOAT
+    x = torch.randn(2, 4)
+    assert torch.allclose(program(x), x @ (torch.from_numpy(weight) * float(scale.flat[0])).t(), atol=1e-5)
+
+
+def test_numbers_in_float16_are_float32_in_a_program(make: Make) -> None:
+    """ModelOpt casts what it computes from shapes."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], start=1),
+        helper.make_node("Cast", ["shape"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Sqrt", ["half"], ["root"]),
+        helper.make_node("Cast", ["x"], ["hx"], to=TensorProto.FLOAT16),
+        helper.make_node("Mul", ["hx", "root"], ["hy"]),
+        helper.make_node("Cast", ["hy"], ["y"], to=TensorProto.FLOAT),
+    ]
+    program = capture(make(nodes, {"x": ["N", 9]}, {"y": ["N", 9]}))
+    program.verify()
+    assert program(torch.ones(1, 9)).tolist() == [[3.0] * 9]

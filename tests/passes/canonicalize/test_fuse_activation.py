@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qcompiler.capture import capture
 from qcompiler.ir import edit
 from qcompiler.ir.elementwise import clamp_bounds
 from qcompiler.passes.canonicalize.fuse_activation import FuseActivation
 from qcompiler.passes.canonicalize.normalize_arithmetic import NormalizeArithmetic
+from qcompiler.pipeline.manager import PassManager
 
 
 class Model(nn.Module):
@@ -108,3 +110,12 @@ def test_inner_clamp_read_elsewhere_stays(rewrite: Callable) -> None:
         return y.clamp(0, 2) + y
 
     assert not rewrite(FuseActivation(), Model(function), (1, 40)).result.modified
+
+
+def test_a_root_of_two_in_float16() -> None:
+    """Models that were converted to float16 mean GELU: its nearest number is 1e-4 from the root."""
+    x = torch.randn(4, 40)
+    model = Model(lambda x: x * 0.5 * (torch.erf(x / 1.4140625) + 1))
+    program = PassManager((NormalizeArithmetic(), FuseActivation())).run(capture(model, (x,)))
+    assert [str(node.target) for node in program.graph.nodes if node.op == "call_function"] == ["aten.gelu.default"]
+    assert float((program(x) - model(x)).abs().max()) <= 1e-4

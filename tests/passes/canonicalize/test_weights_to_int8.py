@@ -47,6 +47,19 @@ def test_nine_bits_are_two_weights(rewrite: Callable, network: Callable, shape: 
     assert any("reads its input 2 times" in note for note in found.result.notes)
 
 
+def test_nine_bits_behind_movement(rewrite: Callable, network: Callable) -> None:
+    """What attention gives is moved before the projection reads it."""
+    qc, byte = torch.ops.qc, ([0.1], [0], -1, 8, True)
+
+    def function(m: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        moved = qc.dequantize(qc.quantize(x, *byte), *byte).permute(0, 2, 1).reshape(-1, 6)
+        return torch.nn.functional.linear(moved, qc.dequantize(m.w, [0.1], [90], -1, 8, False))
+
+    weight = torch.arange(0, 256, 15, dtype=torch.int16).to(torch.uint8).reshape(3, 6)
+    found = rewrite(WeightsToInt8(), network(function, w=weight), (1, 2, 3))
+    assert any("reads its input 2 times" in note for note in found.result.notes)
+
+
 def test_sixteen_bits_are_left_alone(rewrite: Callable, network: Callable) -> None:
     model = layer(network, torch.full((3, 5), 3000, dtype=torch.int16), [0.1], [0], -1, 16, True)
     found = rewrite(WeightsToInt8(), model, (1, 5))

@@ -93,3 +93,26 @@ def test_a_file_that_rounds_everything_is_left_alone() -> None:
     source = capture(Network(lambda m, x: F.linear(rounded(F.relu(F.linear(rounded(x), m.weight()))), m.weight())), (torch.randn(2, 4, 8),))
     result = QuantizeRest().run(source, PassContext())
     assert not result.modified and result.program is source
+
+
+def test_weights_and_constants_in_float() -> None:
+    """A layer that a tool left out, and positions that are added."""
+
+    class LeftOut(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = torch.nn.Parameter(torch.randn(4, 8))
+            self.linear = torch.nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(F.layer_norm(rounded(x) + self.positions, [8]))
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 8)
+    source = capture(LeftOut().eval(), (x,))
+    integer = qc.quantize(source)
+    assert "0 float ops" in prove_integer_only(integer)
+    assert float((integer(x) - source(x)).abs().max()) <= 0.02 * float(source(x).abs().max())
+    notes = [note for record in integer.history if record.name == "quantize-rest" for note in record.notes]
+    assert sum("weight to 8 bits a channel" in note for note in notes) == 1
+    assert sum("constant to 16 bits" in note for note in notes) == 1

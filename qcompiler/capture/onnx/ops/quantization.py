@@ -21,6 +21,7 @@ from qcompiler.capture.onnx.quantized import (
     apply,
     dequantize,
     dequantized,
+    fitted,
     integer_of,
     integer_type,
     parameters_known,
@@ -31,6 +32,7 @@ from qcompiler.capture.onnx.quantized import (
     stored,
 )
 from qcompiler.capture.onnx.registry import converter
+from qcompiler.capture.onnx.simplify import OWN_DOMAIN
 from qcompiler.ir.types import INT8, INT32, UINT8, IntegerType
 
 _MICROSOFT = "com.microsoft"
@@ -57,8 +59,20 @@ def quantize_linear(call: Call) -> Tensor:
 def dequantize_linear(call: Call) -> Tensor:
     """Of constants too: weights stay integers in the program. Floats of 8 and 4 bits are no integers: their reals are floats."""
     if call.element_type(0) in MINIFLOATS:
-        return call.tensor(0).to(torch.float32) * _scale_of_floats(call)
+        reals: Tensor = call.tensor(0).to(torch.float32) * _scale_of_floats(call)
+        return reals
     return dequantized(call, 0, 1, 2, call.integer("axis", 1), call.integer("block_size", 0))
+
+
+@converter("DequantizeLinear", domain=OWN_DOMAIN)
+def dequantize_weight(call: Call) -> Tensor:
+    """Where nothing else is quantized: the real numbers (``simplify``)."""
+    if call.element_type(0) in MINIFLOATS:
+        return call.tensor(0).to(torch.float32) * _scale_of_floats(call)
+    value, axis, block = call.constant(0), call.integer("axis", 1), call.integer("block_size", 0)
+    kind = fitted(value, quantization(call, integer_type(call, 0), 1, 2, value.ndim, axis, block))
+    centred = value.to(torch.int64) - spread(call, value, kind, kind.zero_point)
+    return centred.to(torch.float32) * spread(call, value, kind, kind.scale)
 
 
 @converter("DynamicQuantizeLinear", since=11)
@@ -150,6 +164,40 @@ def integer_matrix_product_to_float(call: Call) -> Tensor:
     """Operands: A, B, their scales, their zero points, a float bias."""
     product = torch.matmul(dequantized(call, 0, 2, 4, axis=-2), dequantized(call, 1, 3, 5, axis=-1))
     return product + call.tensor(6) if call.has(6) else product
+
+
+@converter("MatMulNBits", domain=_MICROSOFT)
+def matrix_product_of_few_bits(call: Call) -> Tensor:
+    """Operands: A, the rows of B packed in blocks along K, their scales, zero points, group index, bias. B becomes a float weight."""
+    if call.has(4):
+        raise call.fail("orders its columns by a group index: quantize without")
+    with _disable_current_modes():
+        weight = _unpacked_rows(call)
+    product: Tensor = F.linear(call.tensor(0), weight, call.optional(5))
+    return product
+
+
+def _unpacked_rows(call: Call) -> Tensor:
+    """(q - z) s, [N, K]: ``bits`` bits of each byte from the lowest up; z is 2^(bits - 1) where it is not given."""
+    rows, columns, bits, block = (call.integer(name) for name in ("N", "K", "bits", "block_size"))
+    if bits not in (2, 4, 8) or block < 1 or rows < 1 or columns < 1:
+        raise call.fail(f"has {bits} bits in blocks of {block}: 2, 4 and 8 bits are read")
+    blocks = -(-columns // block)
+    codes = _unpacked(call.constant(1), bits).reshape(rows, blocks, block)
+    scales = call.constant(2).to(torch.float32).reshape(rows, blocks, 1)
+    zeros: Tensor | float = 2.0 ** (bits - 1)
+    if call.has(3):
+        given = call.constant(3)
+        packed = given if given.is_floating_point() else _unpacked(given.reshape(rows, -1), bits)
+        zeros = packed.reshape(rows, -1)[:, :blocks].to(torch.float32).reshape(rows, blocks, 1)
+    return ((codes - zeros) * scales).reshape(rows, -1)[:, :columns].contiguous()
+
+
+def _unpacked(packed: Tensor, bits: int) -> Tensor:
+    """The numbers in bytes, as floats; the last dimension grows."""
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+    numbers: Tensor = torch.bitwise_and(packed.unsqueeze(-1) >> shifts, 2**bits - 1)
+    return numbers.reshape(*packed.shape[:-1], -1).to(torch.float32)
 
 
 @converter("DynamicQuantizeMatMul", domain=_MICROSOFT)
