@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from qcompiler.ir import edit
@@ -27,14 +28,20 @@ Rounding = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Site:
-    """The function of a site node. Without a rounding it gives another view of the same values, so that gradients can be told apart."""
+    """The function of a site node. Without a rounding it gives another view of the same values, so that gradients can be told apart.
+
+    Gradients reach it even where nothing before it has any: an input, rows of a table.
+    """
 
     rounding: Rounding | None = None
 
     __name__ = "site"
 
     def __call__(self, values: Tensor) -> Tensor:
-        return values.view_as(values) if self.rounding is None else self.rounding(values)
+        if self.rounding is not None:
+            return self.rounding(values)
+        view = values.view_as(values)
+        return view if view.requires_grad or not torch.is_grad_enabled() else view.requires_grad_()
 
 
 class Sites:

@@ -126,7 +126,7 @@ class OutputMetric(Metric):
 
     def value(self, sums: Result, name: str) -> float:
         """What was measured: the quotient of the sums."""
-        return sums[f"{name} over"] / sums[f"{name} under"] if sums[f"{name} under"] > 0.0 else 0.0
+        return sums[f"{name} over"] / sums[f"{name} under"] if sums[f"{name} under"] != 0.0 else 0.0
 
     def _add(self, opened: OpenStudy, sites: Sites, cut: Cut, item: Item, piece: Piece, sums: Result) -> None:
         """Run what comes before the item once, and what comes behind it for each bit-width."""

@@ -19,7 +19,7 @@ def squared_norm(values: Tensor) -> float:
 
 def share(part: float, whole: float) -> float:
     """part / whole; 0 where there is nothing to lose."""
-    return part / whole if whole > 0.0 else 0.0
+    return part / whole if whole != 0.0 else 0.0
 
 
 def activation_errors(opened: OpenStudy, values: Mapping[Item, Tensor]) -> Result:

@@ -38,14 +38,9 @@ class Differentiable:
         self._whole = self._sites.whole([self._sites.outputs[0], *nodes, *extra])
 
     def run(self, piece: Piece) -> Values:
-        """Inputs with gradients, too: the first activation may be an input itself."""
-        inputs = {
-            node: value.clone().requires_grad_() if value.is_floating_point() else value
-            for node, value in self._opened.inputs(self._sites, piece).items()
-        }
         with torch.enable_grad():
             weights = {self._sites.site[item]: weight for item, weight in self._weights.items()}
-            output, *rest = self._whole.run(inputs, weights)
+            output, *rest = self._whole.run(self._opened.inputs(self._sites, piece), weights)
         count = len(self._activations)
         activations = dict(zip(self._activations, rest[:count], strict=True))
         return Values(output, {**self._weights, **activations}, tuple(rest[count:]))

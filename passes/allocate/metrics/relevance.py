@@ -89,13 +89,14 @@ def _is_linear(target: object) -> bool:
 
 
 def _proportional(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Rule 2: the function's values; backward y / x, and nothing where x is zero."""
+    """Rule 2: the function's values; backward y / x, and nothing where x is zero or masked out."""
 
     def rule(x: Tensor, *arguments: Any, **named: Any) -> Tensor:
         with torch.no_grad():
             y = function(x, *arguments, **named)
-            ratio = torch.where(x == 0.0, torch.zeros_like(y), y / x)
-        return _with_gradient(y, x * ratio)
+            usable = (x != 0.0) & x.isfinite()
+            ratio = torch.where(usable, y / x, 0.0)
+        return _with_gradient(y, torch.where(usable, x, 0.0) * ratio)
 
     return rule
 

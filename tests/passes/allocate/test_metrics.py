@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import qcompiler as qc
 from qcompiler.errors import CalibrationError, PassError, UnknownNameError
 from qcompiler.passes.allocate.items import find_items, with_bits
 from qcompiler.passes.allocate.measure import measure_together
@@ -223,3 +224,16 @@ def test_metrics_by_name_and_options() -> None:
         make_metric("hessian-trace{probes=0}")
     with pytest.raises(PassError, match="names 2 metrics: give one"):
         make_metric("fisher,taylor")
+
+
+@pytest.mark.parametrize("name", ["fisher", "relevance", "sqnr-output"])
+def test_a_masked_text_encoder(name: str) -> None:
+    """Token numbers have no gradients, and masked scores are minus infinity: every item is reached all the same."""
+    from models.bert import BertConfiguration, SentenceEncoder
+
+    torch.manual_seed(0)
+    model = SentenceEncoder(BertConfiguration(vocabulary=40, width=16, layers=1, heads=2, hidden=32, positions=8)).eval()
+    ids, mask = torch.randint(0, 40, (4, 6)), torch.ones(4, 6, dtype=torch.long)
+    mask[1:, 4:] = 0
+    table = qc.sensitivity(qc.capture(model, (ids, mask)), [(ids, mask)], name, (3, 8), loss="squared-error")
+    assert all(table.rows[item, 3] > table.rows[item, 8] > 0.0 for item in table.items)
