@@ -71,9 +71,12 @@ def _weights(kernel: ConvolutionKernel, target: str, weight: NDArray[np.int8]) -
 
 
 def _input_offset(kernel: ConvolutionKernel, target: str) -> int:
-    """What the kernel adds to its inputs: vpdpbusd wants unsigned ones, Winograd's transform centred ones. AVX2 and AMX take both."""
+    """What the kernel adds to its inputs: vpdpbusd wants unsigned ones, Winograd's transform and AVX2 with weights of few bits signed
+    ones. Else AVX2 and AMX take both."""
     is_signed = kernel.input.dtype == "int8"
     if uses_winograd(kernel, target):
+        return 0 if is_signed else -_SIGN_OFFSET
+    if target == "x86-64-v3" and is_packed(kernel):
         return 0 if is_signed else -_SIGN_OFFSET
     takes_both = target == "x86-64-v3" or (target == "x86-64-amx" and not is_depthwise(kernel) and not is_packed(kernel))
     return _SIGN_OFFSET if is_signed and not takes_both else 0
@@ -127,7 +130,7 @@ def _matrix_weights(layout: MatrixLayout, vectors: int, weight: NDArray[np.int8]
 
 def _instruction_order(layout: MatrixLayout, panel: NDArray[np.int8]) -> NDArray[np.int8]:
     vectors, lanes, steps, together = panel.shape
-    if layout.instructions.name == "x86-64-v3" and together == 4:
+    if layout.instructions.products == 2:
         return panel.reshape(vectors, lanes, steps, 2, 2).transpose(2, 0, 4, 1, 3)
     if layout.instructions.name == "x86-64-amx":
         return panel.reshape(vectors, lanes, steps // 16, 16, 4).transpose(2, 0, 3, 1, 4)
@@ -135,11 +138,14 @@ def _instruction_order(layout: MatrixLayout, panel: NDArray[np.int8]) -> NDArray
 
 
 def _joined_planes(layout: MatrixLayout, ordered: NDArray[np.int8]) -> Array:
-    """[step][vector][...] to [steps together][vector][...]: dot product p of a round in bits ``p * stored_bits`` and up."""
+    """[step][vector][...] to [steps together][vector][...]: dot product p of a round in bits ``p * stored_bits`` and up.
+
+    The offset of a weight is its highest bit: adding it turns that over.
+    """
     vectors, products, planes = ordered.shape[1], layout.instructions.products, layout.planes
     rounds = ordered.reshape(-1, layout.steps_together, vectors, products, ordered[0, 0].size // products)
     by_plane = rounds.transpose(0, 2, 1, 3, 4).reshape(len(rounds), vectors, planes, -1)
-    unsigned = by_plane.astype(np.uint16) & ((1 << layout.stored_bits) - 1)
+    unsigned = (by_plane.astype(np.uint16) & ((1 << layout.stored_bits) - 1)) ^ layout.weight_offset
     places = np.arange(planes, dtype=np.uint16)[:, None] * layout.stored_bits
     joined: Array = np.bitwise_or.reduce(unsigned << places, axis=2).astype(f"uint{layout.instructions.weight_bits}")
     return joined.view(layout.weights.dtype)

@@ -255,6 +255,11 @@ def dot_bytes(total: Expr, unsigned: Expr, signed: Expr) -> Expr:
     return _intrinsic(f"llvm.x86.{_DOT_BYTES[bits(total)]}", f"int32x{lanes(total)}", total, unsigned, signed)
 
 
+def multiply_add_bytes(unsigned: Expr, signed: Expr) -> Expr:
+    """vpmaddubsw of 256 bits: sums of two products of a uint8 and an int8, which saturate at 16 bits."""
+    return _intrinsic("llvm.x86.avx2.pmadd.ub.sw", "int16x16", unsigned, signed)
+
+
 def dot_words(total: Expr, x: Expr, y: Expr) -> Expr:
     """vpmaddwd and vpaddd: adds to each int32 lane two products of int16."""
     return T.Bind(total + multiply_words(x, y))

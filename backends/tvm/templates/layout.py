@@ -31,10 +31,8 @@ WORDS_OF_A_STEP = 2
 STRIP_BYTES = 8192  # of interleaved inputs of a depthwise kernel
 SHORT_ROW = 16  # rows of the map up to this width may share a register tile
 PACKED_BITS = (2, 4)  # that weights may have in memory, besides 8
-_PACKED_FORM = {"x86-64-v3": "x86-64-v3", "x86-64-vnni": "x86-64-vnni", "x86-64-amx": "x86-64-vnni"}
 _BYTES_A_CYCLE = 8  # that memory gives one core
 _CACHED_WEIGHTS = 1 << 19  # bytes that stay in the second-level cache
-_INSTRUCTIONS_A_CYCLE = {"x86-64-v3": 2.5, "x86-64-vnni": 1.0}  # of one pixel by eight vectors, measured
 _AMX_WEIGHTS_A_CYCLE = 64  # multiplied with up to 16 rows
 # Inputs below 256 times weights in the upper bits of a byte: no sum of so many leaves int32.
 LONGEST_SCALED_SUM = (2**31 - 1) // (255 * 128)
@@ -50,25 +48,33 @@ class InstructionSet:
     registers: int  # vector registers for the sums and for the weights of a step
     weights_in_registers: bool  # else they are memory operands
     broadcast_cost: int  # instructions that bring the inputs of a step from one pixel into all lanes
-    product_cost: int  # instructions that multiply them with one vector of weights and accumulate
+    product_cost: float  # instructions that multiply them with one vector of weights and accumulate
     weight_cost: int  # instructions to fetch a vector of weights that do not overlap with the others
     depthwise_taps: int  # that one dot product takes
     depthwise_sums: int  # registers for a depthwise tile
     weight_bits: int  # of a weight as a dot product takes it
     products: int  # dot products of one step with one vector of channels
+    instructions_a_cycle: float = 1.0  # what was measured of those that the costs count
 
 
 INSTRUCTION_SETS = {
-    "x86-64-v3": InstructionSet("x86-64-v3", 8, 4, 12, False, 3, 4, 3, 2, 8, 16, 2),
+    "x86-64-v3": InstructionSet("x86-64-v3", 8, 4, 12, False, 3, 4, 3, 2, 8, 16, 2, 3.6),
     "x86-64-vnni": InstructionSet("x86-64-vnni", 16, 4, 31, True, 1, 1, 0, 4, 24, 8, 1),
     "x86-64-amx": InstructionSet("x86-64-amx", 16, 64, 31, True, 1, 1, 0, 4, 24, 8, 1),
 }
 # For inputs of 16 bits: pairs of words. AMX multiplies bytes only.
 _WORDS = InstructionSet("x86-64-vnni", 16, WORDS_OF_A_STEP, 31, True, 1, 1, 0, 0, 0, 16, 1)
 WORD_INSTRUCTION_SETS = {
-    "x86-64-v3": InstructionSet("x86-64-v3", 8, WORDS_OF_A_STEP, 12, False, 1, 2, 0, 0, 0, 16, 1),
+    "x86-64-v3": InstructionSet("x86-64-v3", 8, WORDS_OF_A_STEP, 12, False, 1, 2, 0, 0, 0, 16, 1, 3.6),
     "x86-64-vnni": _WORDS,
     "x86-64-amx": _WORDS,
+}
+# For weights of few bits. AVX2 multiplies bytes, whose products with so small weights no sum of pairs saturates.
+_SMALL_BYTES = InstructionSet("x86-64-v3", 8, 4, 9, False, 2, 3, 0, 0, 0, 8, 1, 2.5)
+PACKED_INSTRUCTION_SETS = {
+    "x86-64-v3": _SMALL_BYTES,
+    "x86-64-vnni": INSTRUCTION_SETS["x86-64-vnni"],
+    "x86-64-amx": INSTRUCTION_SETS["x86-64-vnni"],
 }
 
 
@@ -258,9 +264,13 @@ class MatrixLayout:
 
     @property
     def scale_shift(self) -> int:
-        """The sums of bytes are ``2^scale_shift`` times what they should be: a weight is the upper bits of its byte, the rest is 0.
-        Words are shifted down to their value."""
-        return 8 - self.stored_bits if self.planes > 1 and self.instructions.weight_bits == 8 else 0
+        """With AVX512-VNNI sums are ``2^scale_shift`` times what they should be: a weight is the upper bits of its byte, the rest is 0."""
+        return 8 - self.stored_bits if self.planes > 1 and self.instructions.name == "x86-64-vnni" else 0
+
+    @property
+    def weight_offset(self) -> int:
+        """What AVX2 adds to weights of few bits, so that they are the unsigned operand of vpmaddubsw."""
+        return 1 << (self.stored_bits - 1) if self.planes > 1 and self.instructions is _SMALL_BYTES else 0
 
     @property
     def vectors(self) -> int:
@@ -289,7 +299,7 @@ class MatrixLayout:
 def matrix_layout(kernel: ConvolutionKernel, target: str) -> MatrixLayout:
     """The layout that ``kernel`` has on ``target``."""
     if is_packed(kernel):
-        instructions = INSTRUCTION_SETS[_PACKED_FORM[instruction_set(target).name]]
+        instructions = PACKED_INSTRUCTION_SETS[instruction_set(target).name]
         packed = _matrix_layout(kernel, instructions, instructions.weight_bits // kernel.weight_bits)
         return replace(packed, weight_group=kernel.weight_group)
     plain = _matrix_layout(kernel, WORD_INSTRUCTION_SETS[target] if reads_words(kernel) else instruction_set(target))
@@ -306,8 +316,8 @@ def is_packed(kernel: ConvolutionKernel) -> bool:
 def weight_storage(kernel: ConvolutionKernel, target: str, bits: int, group: int = 0) -> ConvolutionKernel:
     """The kernel for weights of ``bits`` bits, with a factor for each ``group`` inputs unless that is 0.
 
-    It unpacks them in registers where it is predicted to be faster for it, because reading weights is what takes the time. Else it is the
-    kernel of 8 bits: the weights are expanded to bytes when the program is loaded.
+    It unpacks them in registers where it is predicted to be faster for it, mostly because reading weights is what takes the time. Else it
+    is the kernel of 8 bits: the weights are expanded to bytes when the program is loaded.
     """
     packed = next((stored for stored in PACKED_BITS if bits <= stored), 8)
     if packed == 8 or is_depthwise(kernel) or reads_words(kernel) or uses_winograd(kernel, target):
@@ -334,7 +344,7 @@ def _cycles(layout: MatrixLayout, kernel: ConvolutionKernel) -> float:
         return max(layout.channels * layout.depth * height * -(-width // 16) / _AMX_WEIGHTS_A_CYCLE, reading)
     tile = choose_tile(layout, height, width)
     steps = layout.groups * layout.depth / layout.instructions.granule
-    return max(steps * _cost(layout, tile, height, width) / _INSTRUCTIONS_A_CYCLE[layout.instructions.name], reading)
+    return max(steps * _cost(layout, tile, height, width) / layout.instructions.instructions_a_cycle, reading)
 
 
 def _matrix_layout(kernel: ConvolutionKernel, instructions: InstructionSet, planes: int = 1) -> MatrixLayout:

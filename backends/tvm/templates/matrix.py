@@ -7,13 +7,15 @@ Of inputs of 16 bits it takes two.
 
 Weights of 4 or 2 bits lie together in the bits of a vector, one plane for each of the dot products that follow each other: AVX512-VNNI
 shifts a plane to the upper bits of its bytes and clears the rest, which multiplies weight and sum by 2^(8 - bits); the sum is shifted
-down once at the end, before the bias. AVX2 shifts a plane to the upper bits of words and down again with its sign. Where a group of inputs
-has a factor, its partial sum is shifted down, multiplied and added to the sum.
+down once at the end, before the bias. AVX2 takes weights that have ``2^(bits-1)`` added as unsigned bytes, multiplies them with signed
+inputs by vpmaddubsw, whose sums of pairs stay far from 16 bits, and takes that number times the inputs off again. Of weights of 8 bits
+that it reads as bytes it makes words. Where a group of inputs has a factor, its partial sum is multiplied and added to the sum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -35,7 +37,7 @@ from qcompiler.backends.tvm.templates.layout import (
 )
 
 _STEP_BYTES = 4
-_TOP_BITS = -0x7F7F7F80  # 0x80808080: turns four int8 into uint8 that are 128 larger
+_TOP_BITS = -0x7F7F7F80  # 0x80808080: turns four int8 into uint8 that are 128 larger, and back
 
 _Columns = Callable[[int, int], Expr]  # weights by vector of channels and dot product of a step
 
@@ -195,10 +197,44 @@ class _MatrixKernel:
             self._step(sums, inputs, lambda index, half: self._weights(weights, index * products + half, size), vectors)
             return
         stored = [self._weights(weights, index, size) for index in range(vectors)]
+        if self._layout.weight_offset:
+            self._round_small_bytes(sums, inputs, stored)
+            return
         for step in range(self._layout.steps_together):
             planes = {(i, half): self._plane(stored[i], step * products + half) for i in range(vectors) for half in range(products)}
             at = [place + step * self._layout.instructions.granule for place in inputs]
             self._step(sums, at, _chosen_from(planes), vectors)
+
+    def _round_small_bytes(self, sums: e.Sums, inputs: list[Expr], stored: list[Expr]) -> None:
+        """Of weights with an offset: in 16 bits ``sum (w + offset) x - sum offset x``, eight products of at most 15 by 128 and less."""
+        lanes, steps = self._layout.instructions.lanes, range(self._layout.steps_together)
+        offset, ones = e.constant(self._layout.weight_offset, "int8", 4 * lanes), e.constant(1, "int16", 2 * lanes)
+        everywhere = [
+            [e.reinterpret(T.Broadcast(self._four(at + 4 * step, signed=True), lanes), "int8") for step in steps] for at in inputs
+        ]
+        offsets = [_total(e.multiply_add_bytes(offset, each) for each in steps_of_pixel) for steps_of_pixel in everywhere]
+        for index, vector in enumerate(stored):
+            planes = [self._low_bits(vector, step) for step in steps]
+            for pixel, four in enumerate(everywhere):
+                words = _total(e.multiply_add_bytes(plane, each) for plane, each in zip(planes, four, strict=True))
+                place = pixel * len(stored) + index
+                sums[place] = e.dot_words(sums[place], T.Bind(words - offsets[pixel]), ones)
+
+    def _low_bits(self, stored: Expr, plane: int) -> Expr:
+        """A plane as unsigned bytes."""
+        bits, words = self._layout.stored_bits, e.reinterpret(stored, "int32")
+        count, mask = e.lanes(words), ((1 << self._layout.stored_bits) - 1) * 0x01010101
+        down = T.Bind(T.shift_right(words, e.constant(plane * bits, "int32", count))) if plane else words
+        return e.reinterpret(T.Bind(T.bitwise_and(down, e.constant(mask, "int32", count))), "int8")
+
+    def _four(self, at: Expr, signed: bool) -> Expr:
+        """Four inputs as one int32; each moved by 128 where they are not as they should be.
+
+        On the scalar: LLVM 22 does not come back from the same operation on the vector. The bias makes up for it.
+        """
+        four = T.Bind(T.reinterpret(self._buffers["input"][T.Ramp(at, 1, _STEP_BYTES)], dtype="int32"))
+        is_signed = self._kernel.input.dtype == "int8"
+        return four if is_signed == signed else T.Bind(T.bitwise_xor(four, T.IntImm("int32", _TOP_BITS)))
 
     def _weights(self, start: Expr, vector: int, size: int) -> Expr:
         return e.load(self._buffers["weights"], start + vector * size, size)
@@ -217,11 +253,7 @@ class _MatrixKernel:
     def _step_bytes(self, sums: e.Sums, inputs: list[Expr], weights: _Columns, vectors: int) -> None:
         columns = [weights(index, 0) for index in range(vectors)]
         for pixel, at in enumerate(inputs):
-            four = T.Bind(T.reinterpret(self._buffers["input"][T.Ramp(at, 1, _STEP_BYTES)], dtype="int32"))
-            if self._kernel.input.dtype == "int8":
-                # On the scalar: LLVM 22 does not come back from the same operation on the vector. The bias makes up for it.
-                four = T.Bind(T.bitwise_xor(four, T.IntImm("int32", _TOP_BITS)))
-            everywhere = e.reinterpret(T.Broadcast(four, 16), "int8")
+            everywhere = e.reinterpret(T.Broadcast(self._four(at, signed=False), 16), "int8")
             for index, column in enumerate(columns):
                 sums[pixel * vectors + index] = e.dot_bytes(sums[pixel * vectors + index], everywhere, column)
 
@@ -243,6 +275,10 @@ class _MatrixKernel:
             everywhere = e.reinterpret(T.Broadcast(two, lanes), "int16")
             for index, column in enumerate(columns):
                 sums[pixel * vectors + index] = dot(sums[pixel * vectors + index], everywhere, column)
+
+
+def _total(words: Iterable[Expr]) -> Expr:
+    return functools.reduce(lambda total, each: T.Bind(total + each), words)
 
 
 def _chosen_from(planes: Mapping[tuple[int, int], Expr]) -> _Columns:

@@ -50,9 +50,9 @@ def test_packed_weights(name: str, bits: int, target: str, check: Check) -> None
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("bits", "weight"), [(4, -8), (4, 7), (2, -2), (2, 1)])
-@pytest.mark.parametrize("extreme", [-128, 127])
-def test_largest_sums(extreme: int, bits: int, weight: int, target: str, check: Check) -> None:
-    """The ends of both ranges, over as many inputs as a scaled sum may have."""
+@pytest.mark.parametrize(("extreme", "dtype"), [(-128, "int8"), (127, "int8"), (255, "uint8"), (0, "uint8")])
+def test_largest_sums(extreme: int, dtype: str, bits: int, weight: int, target: str, check: Check) -> None:
+    """The ends of both ranges, over as many inputs as a scaled sum may have; with inputs without a sign as well."""
     depth = layout.LONGEST_SCALED_SUM // 16 * 16
 
     def change(case: Any) -> None:
@@ -60,7 +60,7 @@ def test_largest_sums(extreme: int, bits: int, weight: int, target: str, check: 
         case.constants["weight"][:] = weight
         case.constants["bias"][:] = np.where(np.arange(16) % 2, 2**30, -(2**30))
 
-    check(replace(linear(1, depth, 16, "int8"), weight_bits=bits), target, change)
+    check(replace(linear(1, depth, 16, dtype), weight_bits=bits), target, change)
 
 
 @pytest.mark.parametrize("inputs", range(61, 76, 2))
@@ -85,11 +85,12 @@ def test_bytes_in_the_place_of_words(dtype: str, check: Check) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_packed_only_where_reading_takes_longest(target: str) -> None:
+def test_packed_only_where_it_is_faster(target: str) -> None:
     few_rows, many_rows, small = linear(1, 4096, 4096), linear(128, 768, 768), linear(1, 192, 192)
     assert [layout.weight_storage(few_rows, target, bits).weight_bits for bits in (2, 3, 4, 5, 8)] == [2, 4, 4, 8, 8]
     assert layout.weight_storage(many_rows, target, 4) == many_rows
-    assert layout.weight_storage(small, target, 4) == small
+    if target != "x86-64-v3":  # whose products of small weights take fewer instructions too
+        assert layout.weight_storage(small, target, 4) == small
 
 
 def test_packed_only_where_it_is_exact() -> None:
