@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor
 
+from qcompiler.backends.onnx import shifts
 from qcompiler.backends.onnx.graph import INT32, INT64, UINT32, UINT64, GraphWriter
 from qcompiler.backends.onnx.writers import Call, Registry
 
@@ -94,8 +95,8 @@ def _saturate(w: GraphWriter, call: Call, shifted: ir.Value, bias: _Integers) ->
     """``clamp(shifted - bias + zero_point, low, high)`` in the dtype of the result."""
     assert shifted.dtype is not None
     y = w.op("Sub", shifted, w.constant(_collapsed(bias - int(call["zero_point"])), shifted.dtype, "bias"))
-    limits = (w.constant(int(call[end]), shifted.dtype, end) for end in ("low", "high"))
-    return w.cast(w.op("Clip", y, *limits), call.dtype)
+    low, high = (w.constant(int(call[end]), shifted.dtype, end) for end in ("low", "high"))
+    return w.cast(shifts.clip(w, y, low, high), call.dtype)
 
 
 def _collapsed(values: _Integers | int) -> _Integers:

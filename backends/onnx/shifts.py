@@ -49,6 +49,23 @@ def floor_divide(w: GraphWriter, x: ir.Value, divisor: ir.Value) -> ir.Value:
     return w.op("Div", w.op("Sub", x, w.op("Mod", x, divisor)), divisor)
 
 
+def extreme(w: GraphWriter, op_type: str, a: ir.Value, b: ir.Value) -> ir.Value:
+    """``Min`` or ``Max``. Of int64 by a comparison: there onnxruntime's Min, Max and Clip take the low halves as signed (seen in 1.31)."""
+    if a.dtype != INT64:
+        return w.op(op_type, a, b)
+    ahead = w.op("Less" if op_type == "Min" else "Greater", a, b, dtype=BOOL)
+    return w.op("Where", ahead, a, b, dtype=INT64)
+
+
+def clip(w: GraphWriter, x: ir.Value, low: ir.Value | None, high: ir.Value | None) -> ir.Value:
+    """``min(max(x, low), high)``; a bound that is None does not bind."""
+    if x.dtype != INT64:
+        return w.op("Clip", x, low, high)
+    for op_type, bound in (("Max", low), ("Min", high)):
+        x = x if bound is None else extreme(w, op_type, x, bound)
+    return x
+
+
 def bit_length(w: GraphWriter, x: ir.Value) -> ir.Value:
     """int32: bits of x >= 0, the number of powers of two that are at most x."""
     signed = _signed(x)

@@ -153,8 +153,12 @@ _binary("Add", "add.Tensor")
 _binary("Sub", "sub.Tensor")
 _binary("Mul", "mul.Tensor")
 _binary("Mod", "remainder.Tensor", "remainder.Scalar")
-_binary("Min", "minimum.default")
-_binary("Max", "maximum.default")
+
+
+@_ELEMENTARY.writes("aten.minimum.default", "aten.maximum.default")
+def _minimum_or_maximum(w: GraphWriter, call: Call) -> ir.Value:
+    operands = (_number(w, call[name], call.dtype) for name in ("self", "other"))
+    return shifts.extreme(w, "Min" if "minimum" in call.target else "Max", *operands)
 
 
 @_ELEMENTARY.writes("aten.rsub.Scalar")
@@ -200,8 +204,8 @@ def _amount(argument: Any) -> shifts.Amount:
 
 @_ELEMENTARY.writes("aten.clamp.default")
 def _clamp(w: GraphWriter, call: Call) -> ir.Value:
-    bounds = (None if call[end] is None else w.constant(int(call[end]), call.dtype) for end in ("min", "max"))
-    return w.op("Clip", call.value("self"), *bounds)
+    low, high = (None if call[end] is None else w.constant(int(call[end]), call.dtype) for end in ("min", "max"))
+    return shifts.clip(w, call.value("self"), low, high)
 
 
 @_ELEMENTARY.writes("aten.floor_divide.default", "aten.div.Tensor_mode", "aten.div.Scalar_mode")

@@ -66,3 +66,19 @@ def test_bit_length(dtype: ir.DataType, kind: Any, session: Any) -> None:
     x = _edges(kind)
     x = x[x >= 0]
     assert _run(session, dtype, shifts.bit_length, x).tolist() == [int(value).bit_length() for value in x]
+
+
+@pytest.mark.parametrize(("dtype", "kind"), KINDS)
+def test_bounds(dtype: ir.DataType, kind: Any, session: Any) -> None:
+    """Integers of 64 bits that have equal high halves are where onnxruntime's own Clip, Min and Max are wrong."""
+    x = _edges(kind)
+    for op_type, expected in (("Min", np.minimum), ("Max", np.maximum)):
+        assert np.array_equal(
+            _run(session, dtype, lambda w, a, b, o=op_type: shifts.extreme(w, o, a, b), x, x[::-1].copy()), expected(x, x[::-1])
+        )
+    for low, high in ((1, None), (None, 30), (-7, 255)):
+
+        def clip(w: GraphWriter, v: ir.Value, low: int | None = low, high: int | None = high) -> ir.Value:
+            return shifts.clip(w, v, *(None if bound is None else w.constant(bound, dtype) for bound in (low, high)))
+
+        assert np.array_equal(_run(session, dtype, clip, x), np.clip(x, low, high))
