@@ -16,7 +16,8 @@ Activations, by the factors of a product (however nested, in any order):
     8. gelu(x, tanh)  = x * 1/2 * (tanh((x³ * 0.044715 + x) * sqrt(2/pi)) + 1)
     9. sigmoid(x)     = reciprocal(exp(-x) + 1)
 
-The numbers must agree to 1e-6 of their size; expects the forms that ``normalize-arithmetic`` leaves.
+The numbers must agree to 1e-6 of their size, or with what float16 has in their place; expects the forms that ``normalize-arithmetic``
+leaves.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import fx
 
 from qcompiler.ir import edit
 from qcompiler.ir.types import Stage
+from qcompiler.passes.canonicalize import patterns
 from qcompiler.pipeline.contract import Equivalent
 from qcompiler.pipeline.rewrite import RewritePass, Site
 
@@ -115,7 +117,7 @@ def _hard_sigmoid_of_clamp(node: fx.Node) -> Replacement | None:
     if source is None or _bounds(node) != (0.0, 1.0):
         return None
     coefficient, factors = _factors(source)
-    return Replacement(node, _aten.hardsigmoid.default, (factors[0],)) if len(factors) == 1 and _close(coefficient, 1 / 6) else None
+    return Replacement(node, _aten.hardsigmoid.default, (factors[0],)) if len(factors) == 1 and patterns.close(coefficient, 1 / 6) else None
 
 
 def _activation_of_product(node: fx.Node) -> Replacement | None:
@@ -123,12 +125,12 @@ def _activation_of_product(node: fx.Node) -> Replacement | None:
     coefficient, factors = _factors(node)
     if len(factors) == 1:
         source = _hard_gate(factors[0])
-        return Replacement(node, _aten.hardsigmoid.default, (source,)) if source is not None and _close(coefficient, 1 / 6) else None
+        return Replacement(node, _aten.hardsigmoid.default, (source,)) if source is not None and patterns.close(coefficient, 1 / 6) else None
     if len(factors) != 2:
         return None
     for value, gate in (factors, factors[::-1]):
         for recognize, expected, target, named in _GATED:
-            if recognize(gate) is value and _close(coefficient, expected):
+            if recognize(gate) is value and patterns.close(coefficient, expected):
                 return Replacement(node, target, (value,), named)
     return None
 
@@ -153,7 +155,7 @@ def _plus(node: object, number: float) -> fx.Node | None:
     if not isinstance(node, fx.Node) or not edit.is_call(node, _aten.add.Tensor) or len(node.args) != 2:
         return None
     source, operand = node.args
-    return source if isinstance(source, fx.Node) and isinstance(operand, int | float) and _close(operand, number) else None
+    return source if isinstance(source, fx.Node) and isinstance(operand, int | float) and patterns.close(operand, number) else None
 
 
 def _argument_of(node: object, target: edit.Target) -> fx.Node | None:
@@ -186,14 +188,14 @@ def _error_function_gate(gate: object) -> fx.Node | None:
     if scaled is None:
         return None
     coefficient, factors = _factors(scaled)
-    return factors[0] if len(factors) == 1 and _close(coefficient, math.sqrt(0.5)) else None
+    return factors[0] if len(factors) == 1 and patterns.close(coefficient, math.sqrt(0.5)) else None
 
 
 def _tanh_gate(gate: object) -> fx.Node | None:
     """x of ``tanh((x³ * 0.044715 + x) * sqrt(2/pi)) + 1``."""
     scaled = _argument_of(_plus(gate, 1), _aten.tanh.default)
     coefficient, factors = (0.0, []) if scaled is None else _factors(scaled)
-    if len(factors) != 1 or not _close(coefficient, math.sqrt(2 / math.pi)):
+    if len(factors) != 1 or not patterns.close(coefficient, math.sqrt(2 / math.pi)):
         return None
     (sum_,) = factors
     if not edit.is_call(sum_, _aten.add.Tensor) or len(sum_.args) != 2:
@@ -201,7 +203,7 @@ def _tanh_gate(gate: object) -> fx.Node | None:
     for value, cube in (sum_.args, sum_.args[::-1]):
         if isinstance(value, fx.Node) and isinstance(cube, fx.Node):
             weight, powers = _factors(cube)
-            if _close(weight, 0.044715) and _is_cube(powers, value):
+            if patterns.close(weight, 0.044715) and _is_cube(powers, value):
                 return value
     return None
 
@@ -236,7 +238,3 @@ _GATED: tuple[tuple[Callable[[object], fx.Node | None], float, edit.Target, Mapp
     (_error_function_gate, 0.5, _aten.gelu.default, {}),
     (_tanh_gate, 0.5, _aten.gelu.default, {"approximate": "tanh"}),
 )
-
-
-def _close(value: float, expected: float) -> bool:
-    return math.isclose(value, expected, rel_tol=1e-6)
