@@ -125,7 +125,8 @@ def _activation_of_product(node: fx.Node) -> Replacement | None:
     coefficient, factors = _factors(node)
     if len(factors) == 1:
         source = _hard_gate(factors[0])
-        return Replacement(node, _aten.hardsigmoid.default, (source,)) if source is not None and patterns.close(coefficient, 1 / 6) else None
+        fits = source is not None and patterns.close(coefficient, 1 / 6)
+        return Replacement(node, _aten.hardsigmoid.default, (source,)) if fits else None
     if len(factors) != 2:
         return None
     for value, gate in (factors, factors[::-1]):
