@@ -10,6 +10,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +31,7 @@ Result: TypeAlias = dict[str, float]
 _MANIFEST = "manifest.json"
 _RESULTS = "finished.jsonl"
 _FORMAT = 1
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Work(Protocol):
@@ -179,10 +183,20 @@ _worker = _Worker()
 def _prepare(work: Work) -> None:
     """Run once in each worker process. A failure is told with the first task: an initializer can tell nobody."""
     torch.set_num_threads(1)
+    # A user who interrupts is answered by the process that started this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         _worker.do = work.open()
     except Exception as error:
         _worker.failure = error
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it was killed: it would wait for tasks for ever."""
+    while os.getppid() == parent:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
 
 
 def _do(task: str) -> Result | QCompilerError:

@@ -140,14 +140,35 @@ run_tasks(Slow(folder), names["TASKS"], LocalExecutor(int(sys.argv[3])), ledger=
 """
 
 
-def test_a_killed_run_continues(tmp_path: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), __file__, "1"])
-    deadline = time.monotonic() + 60.0
-    while not (tmp_path / "reached").exists() and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_run_continues_and_leaves_no_process(workers: int, tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path), __file__, str(workers)])
+    try:
+        wait_until(lambda: (tmp_path / "reached").exists() or child.poll() is not None)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
     kept = Ledger(tmp_path / "kept", "identity")
-    assert list(kept.finished()) == TASKS[:3]
+    finished = kept.finished()
+    assert "task 3" not in finished and (list(finished) == TASKS[:3] if workers == 1 else finished)
+    pids = {path.name.rsplit("-", 1)[1] for path in tmp_path.glob("task*")}
+    wait_until(lambda: not any(runs(pid) for pid in pids))  # before "finished" is counted: the last ones may not have been told
+    done = len(list(tmp_path.glob("task*")))
     assert run_tasks(Squares(tmp_path), TASKS, LocalExecutor(), ledger=kept) == expected(TASKS)
-    assert len(list(tmp_path.glob("task*"))) == len(TASKS), "a finished task was done again"
+    again = len(list(tmp_path.glob("task*"))) - done
+    assert again == len(TASKS) - len(finished), "a finished task was done again"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60.0
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def runs(pid: str) -> bool:
+    """Whether a process is there and no mere entry that nobody has asked after."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
