@@ -152,7 +152,7 @@ def test_a_killed_run_continues_and_leaves_no_process(workers: int, tmp_path: Pa
     finished = kept.finished()
     assert "task 3" not in finished and (list(finished) == TASKS[:3] if workers == 1 else finished)
     pids = {path.name.rsplit("-", 1)[1] for path in tmp_path.glob("task*")}
-    wait_until(lambda: not any(runs(pid) for pid in pids))  # before "finished" is counted: the last ones may not have been told
+    wait_until(lambda: not any(runs(pid) for pid in pids))
     done = len(list(tmp_path.glob("task*")))
     assert run_tasks(Squares(tmp_path), TASKS, LocalExecutor(), ledger=kept) == expected(TASKS)
     again = len(list(tmp_path.glob("task*"))) - done
