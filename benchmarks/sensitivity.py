@@ -1,6 +1,6 @@
 """How sensitivity metrics agree, and what they cost: rank correlations and seconds, as tables in markdown.
 
-``PYTHONPATH=examples python benchmarks/sensitivity.py [--model resnet20|vit] [--samples 64] [--bits 4] [--synthesize]``
+``PYTHONPATH=examples python benchmarks/sensitivity.py [--model resnet20|vit] [--samples 64] [--bits 4] [--synthesize] [--together]``
 
 Correlations are Spearman's, over all weights and over all activations at one bit-width (over several, all metrics agree that fewer bits are
 worse). Networks and images lie in ``../shared/assets`` beside the repository (``--assets``). One thread.
@@ -19,8 +19,14 @@ from torch import Tensor
 
 import qcompiler as qc
 from models import resnet_cifar, vit
+from qcompiler.calibration.data import CalibrationData
 from qcompiler.ir.program import Program
+from qcompiler.passes.allocate.measure import measure, measure_together
+from qcompiler.passes.allocate.metrics.kl_divergence import KlDivergence
+from qcompiler.passes.allocate.metrics.sqnr_output import SqnrOutput
+from qcompiler.pipeline.manager import PassManager
 from qcompiler.pipeline.registry import metric_names
+from qcompiler.pipeline.text import parse_pipeline
 from qcompiler.sensitivity import ITEM_KINDS, ItemKind, SensitivityTable, rank_correlation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--metrics", nargs="+", default=metric_names())
     parser.add_argument("--synthesize", action="store_true", help="compare images and synthesized images too, by the loss")
+    parser.add_argument("--together", action="store_true", help="also how far the sensitivities of single items add up")
     parser.add_argument("--assets", type=Path, default=ROOT.parent / "shared" / "assets")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -49,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_seconds(seconds)
     for kind in ITEM_KINDS:
         print_correlations(tables, kind)
+    if options.together:
+        print_together(program, images)
     if options.synthesize:
         print_synthesized(program, tables["loss"], options.samples)
 
@@ -80,6 +89,18 @@ def print_correlations(tables: dict[str, SensitivityTable], kind: ItemKind) -> N
     for first in names:
         cells = (f"{rank_correlation(tables[first], tables[second], kind=kind).spearman:.2f}" for second in names)
         print(f"| `{first}` | {' | '.join(cells)} |")
+
+
+def print_together(program: Program, images: Tensor) -> None:
+    """The sum over items of what each costs alone, and what all cost together."""
+    prepared = PassManager(parse_pipeline("canonicalize")).run(program)
+    data = CalibrationData(images, prepared.inputs)
+    print("\n| bits | metric | sum over items | all together |\n|---|---|---|---|")
+    for bits in (4, 6, 8):
+        for metric in (SqnrOutput(), KlDivergence()):
+            table = measure(prepared, metric, data, bits=(bits,), samples=len(images))
+            together = measure_together(prepared, metric, data, dict.fromkeys(table.items, bits), samples=len(images))
+            print(f"| W{bits}A{bits} | `{metric.name}` | {sum(table.rows.values()):.3g} | {together:.3g} |")
 
 
 def print_synthesized(program: Program, real: SensitivityTable, samples: int) -> None:
