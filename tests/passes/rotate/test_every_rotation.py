@@ -13,7 +13,7 @@ KINDS = ("hadamard", "randomized", "block", "pca", "learned")
 TOLERANCE = 1e-4
 
 BEFORE = {"rotate-residual-stream": "layer-norm-to-rms-norm,"}
-OPTIONS = "kind={kind},block=16,steps=4,seed=3"
+OPTIONS = "kind={kind},block=16,steps=2,seed=3"
 
 # What each pass has to say about each network: done (the number of notes that say so), or why not.
 DONE: dict[str, dict[str, str]] = {
@@ -56,7 +56,7 @@ def test_all_in_a_row(network: Callable[[str], Any], name: str) -> None:
     assert len(transforms) == {"vit": 2, "llama": 6, "bert": 6, "post-norm": 5}[name]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["vit", "bert"])
 def test_twice_is_no_worse(network: Callable[[str], Any], name: str) -> None:
     source = network(name)
     once = "layer-norm-to-rms-norm,rotate-residual-stream,rotate-value-output,rotate-query-key"

@@ -23,7 +23,7 @@ from models.llama_block import Llama, LlamaConfiguration
 from models.vit import PatchEmbed, VisionTransformer
 
 ALL = "layer-norm-to-rms-norm,rotate-residual-stream{kind=randomized},rotate-value-output,rotate-query-key,rotate-mlp"
-QUANTIZE = "quantize{{w={bits},a={bits},score_bits=8,function_bits=8,probability_bits=8,edge_bits=8}}"
+QUANTIZE = "quantize{{w={bits},a={bits},score_bits=8,function_bits=8,probability_bits=8,edge_bits=8,observer=min-max}}"
 
 
 def _stream_outlier(model: VisionTransformer, factor: float) -> VisionTransformer:
@@ -49,27 +49,28 @@ def _massive_activations(model: Llama, factor: float) -> Llama:
 
 def _vit(factor: float) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
-    model = VisionTransformer(PatchEmbed(8, 48), 16, 48, 2, 3, 10)
+    model = VisionTransformer(PatchEmbed(8, 48), 16, 48, 1, 3, 10)
     nn.init.normal_(model.pos_embed, std=0.5)
-    return _stream_outlier(model, factor), torch.randn(16, 3, 32, 32)
+    return _stream_outlier(model, factor), torch.randn(8, 3, 32, 32)
 
 
 def _llama(factor: float) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(1)
-    model = Llama(LlamaConfiguration(vocabulary=50, width=64, layers=2, heads=4, key_heads=2, hidden=256, positions=12))
-    return _massive_activations(model, factor), torch.randint(0, 50, (16, 12))
+    model = Llama(LlamaConfiguration(vocabulary=50, width=64, layers=1, heads=4, key_heads=2, hidden=256, positions=12))
+    return _massive_activations(model, factor), torch.randint(0, 50, (8, 12))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("make", "outlier"), [(_vit, 100.0), (_llama, 16.0)])
 def test_rotations_win_back_what_outliers_cost(
-    make: Callable[[float], tuple[nn.Module, torch.Tensor]], outlier: float, bits: int, network_of: Callable[..., Any]
+    make: Callable[[float], tuple[nn.Module, torch.Tensor]], outlier: float, network_of: Callable[..., Any]
 ) -> None:
     plain, planted = (network_of(*make(factor)) for factor in (1.0, outlier))
-    quantize = QUANTIZE.format(bits=bits)
-    without, with_outliers = (each.noise_ratio(each.after(quantize)) for each in (plain, planted))
-    rotated = planted.noise_ratio(planted.after(f"{ALL},{quantize}"))
-    assert without - with_outliers > 3.0
-    assert rotated - with_outliers > 0.5 * (without - with_outliers)
-    if bits == 8:
-        assert rotated > without - 6.0
+    rotated = planted.after(ALL)
+    for bits in (4, 8):
+        quantize = QUANTIZE.format(bits=bits)
+        without, with_outliers = (each.noise_ratio(each.after(quantize)) for each in (plain, planted))
+        recovered = planted.noise_ratio(planted.after(f"{ALL},{quantize}"))
+        assert without - with_outliers > 2.0
+        assert recovered - with_outliers > 0.5 * (without - with_outliers)
+        assert bits < 8 or recovered > without - 6.0
+    assert planted.difference(rotated) < 1e-4
