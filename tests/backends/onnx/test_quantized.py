@@ -48,6 +48,17 @@ def test_pairs_are_those_that_runtimes_fuse(small_qdq: Program) -> None:
         assert constants[node.input[2]].dtype == np.float32
 
 
+def test_weights_with_factors_for_groups_are_int8_constants(session: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(12, 40)
+    program = qc.capture(nn.Sequential(nn.Linear(40, 9), nn.ReLU(), nn.Linear(9, 5)).eval(), (x,), dynamic_batch=True)
+    simulated = qc.quantize(program, [x], passes="canonicalize,quantize{w=4,weight_group=16}")
+    model = checked(make_model(simulated, "qdq"))
+    assert {tuple(tensor.dims) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8} >= {(9, 40)}
+    (want,), (got,) = simulated.run(x), session(model)(x)
+    assert _distance_in_steps(want, got, float(want.abs().max()) / 255) <= 1
+
+
 class Mixer(nn.Module):
     """Linear layers on three dimensions, a residual stream, layer normalization, softmax."""
 

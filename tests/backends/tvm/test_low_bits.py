@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import fx
 
+from qcompiler.api import quantize
 from qcompiler.backends.tvm import backend
+from qcompiler.capture import capture
 from qcompiler.ir.ranges import annotate
 from qcompiler.ir.types import DynamicSize, IntegerType, QuantizedType
 
@@ -88,3 +90,21 @@ def test_rows_of_a_dynamic_number(integer_program: Any, compile_for: Any, differ
     annotate(program)
     executable = compile_for(program, "x86-64-vnni")
     assert not differences(program, executable, ["plain", "groups"], batches=(2,), lengths=(1, 3, 5))
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_weights_and_activations_of_few_bits(bits: int, compile_for: Any) -> None:
+    """From a network to machine code: activations of few bits are bytes in memory and small integers in every kernel."""
+    torch.manual_seed(bits)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(40, 701), torch.nn.ReLU(), torch.nn.Linear(701, 703), torch.nn.ReLU(), torch.nn.Linear(703, 5)
+    )
+    x = torch.randn(16, 40)
+    program = quantize(
+        capture(network.eval(), (x,), dynamic_batch=True), [x], recipe="int8", options={"quantize.w": bits, "quantize.a": bits}
+    )
+    assert program.inputs[0].quantized is not None and program.inputs[0].quantized.integer.bits == bits
+    executable = compile_for(program, "x86-64-vnni")
+    integers = torch.randint(0, 1 << bits, (7, 40)).to(torch.uint8)
+    assert all(map(torch.equal, program.run_integer(integers), executable.run_integer(integers)))
+    assert all(map(torch.equal, program.run(x), executable.run(x)))
