@@ -46,6 +46,7 @@ ROW_LENGTHS = (16, 64, 197, 768)
 ROWS = 200
 COLOURS = {
     "table": "black",
+    "wide-table": "tab:purple",
     "poly": "tab:blue",
     "shift": "tab:orange",
     "shift-gelu": "tab:red",

@@ -68,6 +68,13 @@ def softmax(lowering: Lowering, node: fx.Node) -> Value:
         how = () if own_rounding else (lowering.functions.rounding,)
         return lowering.call(_qc.softmax.default, x.node, entries, keep, form, constants, bits, *how, name=f"{node.name}_integers")
 
+    def fine() -> IntegerValue:
+        """With all bits that the form has."""
+        bits = arithmetic.most_probability_bits(form)
+        if bits <= _WIDE:
+            return lowering.rounded(probabilities(bits), probability_type(bits))
+        return IntegerValue(probabilities(bits), torch.tensor(arithmetic.softmax_scale(form, bits), dtype=torch.float64), 0, INT32)
+
     if own_rounding:
         bits = _bits_of_reader(node, x.integer.bits)
         quantized = QuantizedType(IntegerType(bits, signed=False), (arithmetic.softmax_scale(form, bits),))
@@ -79,8 +86,7 @@ def softmax(lowering: Lowering, node: fx.Node) -> Value:
         plain = (low, high) == (0, (1 << bits) - 1) and quantized.zero_point == (0,)
         if plain and quantized.scale == probability_type(bits).scale:
             return probabilities(bits)
-        fine = probability_type(_WIDE)
-        return lowering.requantize(lowering.rounded(probabilities(_WIDE), fine), quantized, low, high)
+        return lowering.requantize(fine(), quantized, low, high)
 
     return Unrounded(rounding)
 
@@ -123,16 +129,16 @@ def _scores(lowering: Lowering, node: fx.Node) -> tuple[IntegerValue, fx.Node | 
     masked = value if isinstance(value, Masked) else None
     scores = masked.scores if masked is not None else lowering.integers(operand)
     form = _softmax_form(lowering, scores)
-    most = _BYTE if form == "table" else _WIDE
+    most = _BYTE if form in arithmetic.TABLE_FORMS else _WIDE
     if scores.integer.bits > most or scores.scale.numel() != 1:
-        advice = "quantize them to 8 bits, or lower with softmax=poly" if form == "table" else "quantize them to 16 bits at most"
+        advice = "quantize them to 8 bits, or lower with softmax=poly" if most == _BYTE else "quantize them to 16 bits at most"
         raise unsupported(node, f"its scores are {scores.integer} and form '{form}' takes {most} bits of one scale", advice)
     return scores, masked.drop if masked is not None else None
 
 
 def _softmax_form(lowering: Lowering, scores: IntegerValue) -> str:
     form = lowering.functions.softmax
-    return form if form != "auto" else "table" if scores.integer.bits <= _BYTE else "poly"
+    return form if form != "auto" else "wide-table" if scores.integer.bits <= _BYTE else "poly"
 
 
 def _bits_of_reader(node: fx.Node, default: int) -> int:

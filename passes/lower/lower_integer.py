@@ -48,10 +48,12 @@ class LowerInteger(Pass):
         requantize: form of the requantizations; ``auto`` takes ``narrow`` where its proven error is within ``narrow_tolerance``
             of the ideal 1/2 of an output step in every channel, else ``high``.
         narrow_tolerance: see above, in output steps.
-        softmax: ``table`` (8-bit scores), ``poly``, ``shift`` (scores of up to 16 bits), or as a paper has it: ``shiftmax`` (I-ViT),
-            ``i-softmax`` (I-BERT).
+        softmax: ``table`` (8-bit scores), ``wide-table`` (8-bit scores, rounded as reals are; slower), ``poly``, ``shift`` (scores of up
+            to 16 bits), or as a paper has it: ``shiftmax`` (I-ViT), ``i-softmax`` (I-BERT); ``auto``: ``wide-table`` for scores of 8
+            bits, ``poly`` for more.
         activation: GELU, SiLU, sigmoid, tanh, exp and erf: ``table`` (8-bit inputs), ``poly``, ``shift`` (up to 16 bits), ``shift-gelu``
-            (I-ViT; what is no GELU takes ``shift``), ``i-gelu`` (I-BERT: GELU, erf and exp; the rest ``poly``); ``auto`` as above.
+            (I-ViT; what is no GELU takes ``shift``), ``i-gelu`` (I-BERT: GELU, erf and exp; the rest ``poly``); ``auto``: ``table`` for
+            inputs of 8 bits, ``poly`` for more.
         normalize: ``newton``, or ``i-layernorm`` (I-ViT), ``i-bert``, which ignore epsilon.
         rounding: of probabilities and of the entries of tables, ``nearest`` or ``floor``. The papers' softmax has its own, and so have
             requantizations: to nearest.

@@ -13,6 +13,12 @@ With d = max(x) - x, an exponential e of 15 bits in one of three forms, S = sum(
 
 Every intermediate fits int32 for rows of at most 65,536 elements: e <= 2^15 - 1, y <= 2^15 + 2, and L <= 2^16 - 1. Elements that a mask
 drops do not enter the maximum and have e = 0. ``shiftmax`` (I-ViT) and ``i-softmax`` (I-BERT) are the papers' own functions.
+
+``wide-table`` has exponentials of 30 bits and up to 24 bits of probability, with the same names::
+
+    f = S 2^(31-b)                            in [2^30, 2^31), cut off where b > 31; S has up to 46 bits
+    q = (L * y) >> bits                       y ~ 2^61 / f by ``arithmetic.reciprocal.wide_reciprocal``
+    p = clamp((((e * q) >> 32) + 2^(s-1)) >> s, 0, L)       s = min(b - 2 - bits, 30)
 """
 
 from __future__ import annotations
@@ -25,15 +31,19 @@ from torch import Tensor
 
 from qcompiler.arithmetic import i_bert, i_vit
 from qcompiler.arithmetic.exponential import ONE, base2_constants, check_base2, fixed_point, power
-from qcompiler.arithmetic.reciprocal import RECIPROCAL_START, RECIPROCAL_STEPS, bit_length, newton_reciprocal
+from qcompiler.arithmetic.reciprocal import RECIPROCAL_START, RECIPROCAL_STEPS, bit_length, newton_reciprocal, wide_reciprocal
 from qcompiler.errors import UnknownNameError, VerificationError
 
 __all__ = ["RECIPROCAL_START", "RECIPROCAL_STEPS", "bit_length", "newton_reciprocal", "softmax"]
 
-SOFTMAX_FORMS = ("table", "poly", "shift", "shiftmax", "i-softmax")
+SOFTMAX_FORMS = ("table", "wide-table", "poly", "shift", "shiftmax", "i-softmax")
+TABLE_FORMS = frozenset({"table", "wide-table"})
 ROUNDINGS = ("nearest", "floor")
 PAPER_FORMS = frozenset({"shiftmax", "i-softmax"})  # have the scale and the rounding of their papers
 EXPONENT_BITS = 15
+WIDE_EXPONENT_BITS = 30
+MOST_BITS, MOST_WIDE_BITS = 16, 24  # of a probability
+LARGEST_WIDE_SHIFT = 30  # from here on (e * q) >> 32, below 2^29, rounds to 0
 MAXIMUM_ROW = 1 << 16
 TABLE_ENTRIES = 256
 LARGEST_DIFFERENCE = (1 << 16) - 1
@@ -41,10 +51,15 @@ LOGISTIC_REACH = 17.0  # in base 2: from here on an exponential rounds to 0
 _SMALLEST_TOTAL = 1 << (EXPONENT_BITS - 1)  # a row's maximum alone has at least as much
 
 
-def exponential_table(scale: float) -> Tensor:
-    """int32 [256]: round((2^15 - 1) * exp(-scale * d)) for a difference of d steps of ``scale`` below the row's maximum."""
+def exponential_table(scale: float, bits: int = EXPONENT_BITS) -> Tensor:
+    """int32 [256]: round((2^bits - 1) * exp(-scale * d)) for a difference of d steps of ``scale`` below the row's maximum."""
     differences = torch.arange(TABLE_ENTRIES, dtype=torch.float64)
-    return torch.round(((1 << EXPONENT_BITS) - 1) * torch.exp(-scale * differences)).to(torch.int32)
+    return torch.round(((1 << bits) - 1) * torch.exp(-scale * differences)).to(torch.int32)
+
+
+def most_probability_bits(form: str) -> int:
+    """Of a probability."""
+    return MOST_WIDE_BITS if form == "wide-table" else MOST_BITS
 
 
 def softmax_parameters(form: str, scale: float) -> tuple[Tensor | None, list[int]]:
@@ -52,8 +67,8 @@ def softmax_parameters(form: str, scale: float) -> tuple[Tensor | None, list[int
 
     Raises UnknownNameError for a form that does not exist, VerificationError where a paper's form cannot serve the scale.
     """
-    if form == "table":
-        return exponential_table(scale), []
+    if form in TABLE_FORMS:
+        return exponential_table(scale, WIDE_EXPONENT_BITS if form == "wide-table" else EXPONENT_BITS), []
     if form in ("shift", "poly"):
         return None, [*base2_constants(scale * math.log2(math.e), LOGISTIC_REACH, LARGEST_DIFFERENCE)]
     if form == "shiftmax":
@@ -72,7 +87,7 @@ def softmax_scale(form: str, bits: int) -> float:
 
 def check_softmax(form: str, table: Tensor | None, constants: Sequence[int], bits: int, rounding: str = "nearest") -> int:
     """The largest result. Raises VerificationError where parameters do not keep every step in int32."""
-    if form not in SOFTMAX_FORMS or not 1 <= bits <= 16 or (table is not None) != (form == "table"):
+    if form not in SOFTMAX_FORMS or not 1 <= bits <= most_probability_bits(form) or (table is not None) != (form in TABLE_FORMS):
         raise VerificationError(f"no softmax of form '{form}' with {bits} bits and {'a' if table is not None else 'no'} table")
     if rounding not in ROUNDINGS or (form in PAPER_FORMS and rounding != "nearest"):
         raise VerificationError(
@@ -81,7 +96,7 @@ def check_softmax(form: str, table: Tensor | None, constants: Sequence[int], bit
     if len(constants) != _COUNTS[form]:
         raise VerificationError(f"softmax of form '{form}' takes {_COUNTS[form]} constants, not {len(constants)}")
     if table is not None:
-        _check_table(table)
+        _check_table(table, WIDE_EXPONENT_BITS if form == "wide-table" else EXPONENT_BITS)
     elif form == "shiftmax":
         i_vit.check_step(*constants)
         return (1 << (bits - 1)) - 1
@@ -92,12 +107,12 @@ def check_softmax(form: str, table: Tensor | None, constants: Sequence[int], bit
     return (1 << bits) - 1
 
 
-_COUNTS = {"table": 0, "poly": 3, "shift": 3, "shiftmax": 2, "i-softmax": 5}
+_COUNTS = {"table": 0, "wide-table": 0, "poly": 3, "shift": 3, "shiftmax": 2, "i-softmax": 5}
 
 
-def _check_table(table: Tensor) -> None:
-    inside = table.shape == (TABLE_ENTRIES,) and int(table.min()) >= 0 and int(table.max()) < ONE
-    if not inside or int(table[0]) != int(table.max()) or int(table[0]) < _SMALLEST_TOTAL:
+def _check_table(table: Tensor, bits: int) -> None:
+    inside = table.shape == (TABLE_ENTRIES,) and int(table.min()) >= 0 and int(table.max()) < 1 << bits
+    if not inside or int(table[0]) != int(table.max()) or int(table[0]) < 1 << (bits - 1):
         raise VerificationError("its table is none that softmax is proven for: make it by arithmetic.exponential_table")
 
 
@@ -117,7 +132,7 @@ def softmax(
     bits: int,
     rounding: str = "nearest",
 ) -> Tensor:
-    """Unsigned integers of ``bits`` bits (1..16) and the scale of ``softmax_scale``; x of at most 16 bits, any zero point.
+    """Unsigned integers of ``bits`` bits (1..16, ``wide-table`` 1..24), scale ``softmax_scale``; x of at most 16 bits, any zero point.
 
     ``rounding``: of our own forms, ``nearest`` or ``floor``. ``mask`` is bool, True where an element is kept, and broadcasts against x.
     Rows of which nothing is kept are 0.
@@ -132,7 +147,8 @@ def softmax(
         exponentials = _exponentials(differences, table, form, constants)
         if kept is not None:
             exponentials = torch.where(kept, exponentials, 0)
-        probabilities = _probabilities(exponentials, bits, rounding)
+        rounded = _wide_probabilities if form == "wide-table" else _probabilities
+        probabilities = rounded(exponentials, bits, rounding)
     return probabilities.to(torch.uint8 if bits <= 8 else torch.int32)
 
 
@@ -160,3 +176,16 @@ def _probabilities(exponentials: Tensor, bits: int, rounding: str) -> Tensor:
     half = torch.ones_like(length) << (length - 3) if rounding == "nearest" else 0
     rounded = (halved + half) >> (length - 2)
     return rounded.clamp(0, high)
+
+
+def _wide_probabilities(exponentials: Tensor, bits: int, rounding: str) -> Tensor:
+    """p of the module's formula for 30 bits."""
+    wide = exponentials.to(torch.int64)
+    total = wide.sum(dim=-1, keepdim=True).clamp(min=1 << (WIDE_EXPONENT_BITS - 1))
+    length = bit_length(total).to(torch.int64)
+    high = (1 << bits) - 1
+    reciprocal = wide_reciprocal((total << (31 - length).clamp(min=0)) >> (length - 31).clamp(min=0))
+    factor = (reciprocal * high) >> bits
+    shift = (length - (2 + bits)).clamp(max=LARGEST_WIDE_SHIFT)
+    half = torch.ones_like(shift) << (shift - 1) if rounding == "nearest" else 0
+    return ((((wide * factor) >> 32) + half) >> shift).clamp(0, high)

@@ -240,7 +240,7 @@ def _softmax_fake(
     if mask is not None:
         torch._check(mask.dim() <= x.dim(), lambda: "the mask has more dimensions than what it masks")
         mask.expand(x.shape)  # raises where it does not broadcast
-    return x.new_empty(x.shape, dtype=_storage(bits, signed=False))
+    return x.new_empty(x.shape, dtype=torch.uint8 if bits <= 8 else torch.int32)
 
 
 def _normalize_fake(x: Tensor, zero_point: int, epsilon: int, centre: bool, form: str) -> Tensor:

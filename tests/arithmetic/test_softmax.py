@@ -79,12 +79,45 @@ def test_rounding_is_an_option_of_our_own_forms() -> None:
         check_softmax("table", exponential_table(0.1), [], 8, "up")
 
 
+def wide_softmax_of_unbounded_integers(row: list[int], table: list[int], bits: int) -> list[int]:
+    exponentials, high = [table[max(row) - x] for x in row], (1 << bits) - 1
+    b = sum(exponentials).bit_length()
+    f = (sum(exponentials) << 31) >> b
+    y = newton_reciprocal(torch.tensor(f >> 16)).item() << 16
+    for _ in range(2):
+        y = (y * ((2**62 - f * y) >> 31)) >> 30
+    q, s = (high * int(y)) >> bits, min(b - 2 - bits, 30)
+    return [min(max(((e * q >> 32) + (1 << (s - 1))) >> s, 0), high) for e in exponentials]
+
+
+@given(st.lists(st.integers(-128, 127), min_size=1, max_size=40), st.floats(1e-6, 2.0), st.sampled_from([1, 8, 16, 24]))
+def test_wide_table_equals_the_formula_on_unbounded_integers(row: list[int], scale: float, bits: int) -> None:
+    table, _ = softmax_parameters("wide-table", scale)
+    assert table is not None
+    found = softmax(torch.tensor(row, dtype=torch.int8), table, None, "wide-table", [], bits)
+    assert found.tolist() == wide_softmax_of_unbounded_integers(row, table.tolist(), bits)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 24])
+@pytest.mark.parametrize("length", [1, 2, 17, 197, 4096])
+def test_wide_table_rounds_as_reals_do(length: int, bits: int) -> None:
+    """docs/arithmetic.md, section 7: 3 * 2^-26 of the largest integer above half a step."""
+    x = torch.randint(-128, 128, (64, length), dtype=torch.int8, generator=torch.Generator().manual_seed(length))
+    for scale in (0.001, 0.05, 0.5):
+        table, _ = softmax_parameters("wide-table", scale)
+        exact = torch.softmax(x.double() * scale, dim=-1) * ((1 << bits) - 1)
+        assert (softmax(x, table, None, "wide-table", [], bits) - exact).abs().max() <= 0.5 + (1 << bits) * 3 * 2.0**-26
+
+
 def test_longest_row_stays_in_int32() -> None:
     table = exponential_table(0.1)
     total = int(table[0]) * MAXIMUM_ROW
     assert total < 2**31
     uniform = torch.zeros(MAXIMUM_ROW, dtype=torch.int8)
     assert softmax(uniform, table, None, "table", [], 16).tolist() == [1] * MAXIMUM_ROW
+    wide, _ = softmax_parameters("wide-table", 0.1)
+    assert softmax(uniform, wide, None, "wide-table", [], 16).tolist() == [1] * MAXIMUM_ROW
+    assert softmax(uniform, wide, None, "wide-table", [], 1).tolist() == [0] * MAXIMUM_ROW
 
 
 def test_reciprocal_over_its_whole_interval() -> None:

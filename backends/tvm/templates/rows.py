@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from qcompiler.arithmetic import i_bert, i_vit
-from qcompiler.arithmetic.softmax import TABLE_ENTRIES
+from qcompiler.arithmetic.softmax import TABLE_ENTRIES, TABLE_FORMS
 from qcompiler.backends.tvm.kernels import (
     ArgumentMaximum,
     Bucketize,
@@ -73,7 +73,7 @@ def _table_size(kernel: RowKernel) -> int:
     operation = kernel.operation
     if isinstance(operation, Bucketize):
         return operation.boundaries
-    return TABLE_ENTRIES if isinstance(operation, Softmax) and operation.form == "table" else 0
+    return TABLE_ENTRIES if isinstance(operation, Softmax) and operation.form in TABLE_FORMS else 0
 
 
 def _row_emitter(kernel: RowKernel, vector_bytes: int, buffers: dict[str, Buffer]) -> tuple[Callable[[Row], None], int]:

@@ -1,7 +1,8 @@
 """Softmax of rows in all its forms, with a mask or without; formulas: ``arithmetic.softmax``, ``i_vit.shiftmax``, ``i_bert.softmax``.
 
 Three passes over a row: its maximum; exponentials, kept on the stack, and their sum; probabilities. The table of 256 exponentials of
-15 bits becomes two tables of bytes where a target has vpermi2b (four of them and two blends for 64 elements), else it is gathered from.
+15 bits becomes two tables of bytes where a target has vpermi2b (four of them and two blends for 64 elements), else, and for 30 bits, it is
+gathered from.
 A row of which a mask keeps nothing has the sum 0, which every form brings to what gives 0.
 """
 
@@ -13,7 +14,7 @@ from tvm.tirx.script import builder as T
 
 from qcompiler.arithmetic import i_bert, i_vit
 from qcompiler.arithmetic.exponential import ONE
-from qcompiler.arithmetic.softmax import EXPONENT_BITS
+from qcompiler.arithmetic.softmax import EXPONENT_BITS, LARGEST_WIDE_SHIFT, WIDE_EXPONENT_BITS
 from qcompiler.backends.tvm.kernels import Softmax, maximum
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates import exponential as x
@@ -26,6 +27,7 @@ _SMALLEST = -(2**31)
 _SMALLEST_TOTAL = 1 << (EXPONENT_BITS - 1)
 _MOST_SHIFT = 62
 _TABLE_VECTOR = 64  # bytes of vpermi2b
+_WIDE_SUM_SHIFT = 16  # a sum of 46 bits can be shifted left by so many
 
 
 class SoftmaxRows:
@@ -34,14 +36,15 @@ class SoftmaxRows:
     def __init__(self, operation: Softmax, vector_bytes: int, table: Buffer | None) -> None:
         self._operation = operation
         self._table = table
-        self._planes = _planes(table) if table is not None and vector_bytes == _TABLE_VECTOR else []
+        self._planes = _planes(table) if table is not None and operation.form == "table" and vector_bytes == _TABLE_VECTOR else []
 
     def emit(self, row: Row) -> None:
         """One row."""
         length = -(-maximum(row.kernel.length) // _TABLE_VECTOR) * _TABLE_VECTOR
         exponentials = e.scratch(length, "int32")
         largest = self._largest(row)
-        steps = {"shiftmax": self._shiftmax, "i-softmax": self._i_softmax}.get(self._operation.form, self._own)
+        others = {"wide-table": self._wide_table, "shiftmax": self._shiftmax, "i-softmax": self._i_softmax}
+        steps = others.get(self._operation.form, self._own)
         steps(row, largest, exponentials)
 
     def _largest(self, row: Row) -> Expr:
@@ -69,6 +72,24 @@ class SoftmaxRows:
             part = x.shift_right(T.Bind(e.load(exponentials, at, row.lanes) * y), 15)
             halved = x.shift_right(T.Bind(part * v.like(part, high)), 1)
             row.store(at, rest, v.clamp(T.Bind(T.shift_right(T.Bind(halved + rounding), shift)), 0, high))
+
+        row.over(step)
+
+    def _wide_table(self, row: Row, largest: Expr, exponentials: Buffer) -> None:
+        total = self._sum(row, largest, exponentials, self._exponentials, "int64")
+        total = T.Bind(T.max(total, T.int64(1 << (WIDE_EXPONENT_BITS - 1))))
+        length, bits = T.Bind(T.int64(64) - v.leading_zeros(total)), self._operation.bits
+        f = T.Bind(T.shift_right(T.shift_left(total, T.int64(_WIDE_SUM_SHIFT)), length - (31 - _WIDE_SUM_SHIFT)))
+        reciprocal = T.Bind(T.cast(x.wide_reciprocal(T.Bind(T.cast(f, "uint64"))), "int64"))
+        high = (1 << bits) - 1
+        factor = v.splat(T.Bind(T.cast(T.shift_right(reciprocal * high, T.int64(bits)), "int32")), row.lanes)
+        shift = T.Bind(T.cast(T.min(length - (2 + bits), T.int64(LARGEST_WIDE_SHIFT)), "int32"))
+        half = T.shift_left(T.int32(1), shift - 1) if self._operation.rounding == "nearest" else T.int32(0)
+        rounding, amount = v.splat(T.Bind(half), row.lanes), v.splat(shift, row.lanes)
+
+        def step(at: Expr, rest: Expr | None) -> None:
+            product = v.multiply_halves(e.load(exponentials, at, row.lanes), factor)
+            row.store(at, rest, v.clamp(T.Bind(T.shift_right(T.Bind(product + rounding), amount)), 0, high))
 
         row.over(step)
 

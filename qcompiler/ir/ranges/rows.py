@@ -14,7 +14,7 @@ from qcompiler.arithmetic.normalize import LARGEST_EPSILON
 from qcompiler.arithmetic.normalize import MAXIMUM_ROW as MAXIMUM_NORMALIZED_ROW
 from qcompiler.arithmetic.normalize import OUTPUT_BOUNDS as NORMALIZED_BOUNDS
 from qcompiler.arithmetic.reciprocal import LARGEST_FRACTION
-from qcompiler.arithmetic.softmax import LARGEST_DIFFERENCE, TABLE_ENTRIES, check_softmax
+from qcompiler.arithmetic.softmax import LARGEST_DIFFERENCE, TABLE_ENTRIES, TABLE_FORMS, check_softmax
 from qcompiler.arithmetic.softmax import MAXIMUM_ROW as MAXIMUM_SOFTMAX_ROW
 from qcompiler.errors import VerificationError
 from qcompiler.ir.edit import argument
@@ -31,7 +31,7 @@ def softmax(node: fx.Node, known: Known) -> Bounds:
     table = None if argument(node, "table") is None else constant_of(node, "table")
     largest = _checked(node, check_softmax, form, table, *(argument(node, name) for name in ("constants", "bits", "rounding")))
     _check_row(node, MAXIMUM_SOFTMAX_ROW)
-    most = TABLE_ENTRIES - 1 if form == "table" else LARGEST_DIFFERENCE
+    most = TABLE_ENTRIES - 1 if form in TABLE_FORMS else LARGEST_DIFFERENCE
     if x.high - x.low > most:
         raise VerificationError(
             f"{describe(node)}: scores lie in {x}, form '{form}' is proven for differences up to {most}; use fewer bits"

@@ -51,6 +51,7 @@ def _ids(p: Any) -> fx.Node:
 CASES: dict[str, Callable[[Any], fx.Node]] = {
     "softmax_table": lambda p: _softmax(p, p.images, "table"),
     "softmax_rounded_down": lambda p: _softmax(p, p.images, "table", 8, rounding="floor"),
+    "softmax_wide_table": lambda p: _softmax(p, p.images, "wide-table", 24, rounding="floor"),
     "softmax_table_masked": lambda p: _softmax(p, p.images, "table", 8, _image_mask(p)),
     "softmax_of_columns": lambda p: _softmax(p, p.call("aten.permute", p.images, [0, 2, 3, 1]), "table", 16),
     "softmax_shift": lambda p: _softmax(p, p.rows, "shift", 12, _mask(p)),
