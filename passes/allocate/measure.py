@@ -88,8 +88,10 @@ def measure(
         **chosen.settings(),
         "samples": str(study.samples),
         "seed": str(seed),
-        "labels": "given" if study.labelled and chosen.labels == "optional" else "own output",
+        "labels": "given" if study.labelled else "own output",
     }
+    if chosen.labels == "optional":
+        settings["loss"] = loss
     return SensitivityTable(chosen.name, fingerprint(program), {key: float(value) for key, value in rows.items()}, settings)
 
 
