@@ -107,6 +107,8 @@ def test_computed_scales_are_arithmetic(make: Make) -> None:
         helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], "dynamic"),
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], "dequantize"),
     ]
+    with pytest.raises(CaptureError, match=r"node 'dynamic' \(DynamicQuantizeLinear\): has one scale for all samples of a batch"):
+        capture(make(nodes, {"x": ["N", 4]}, {"y": ["N", 4]}))
     program = capture(
         make(nodes, {"x": [1, 4]}, {"y": [1, 4]}), dynamic_batch=False, allow_float=("aten.round.default", "aten.amin.default")
     )

@@ -77,11 +77,16 @@ def dequantize_weight(call: Call) -> Tensor:
 
 @converter("DynamicQuantizeLinear", since=11)
 def dynamic_quantize_linear(call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    return dynamically_quantized(call.tensor(0))
+    return dynamically_quantized(call)
 
 
-def dynamically_quantized(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 values, scale and zero point for the range of ``x``, widened to contain 0."""
+def dynamically_quantized(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """uint8 values, scale and zero point for the range of the first operand, widened to contain 0."""
+    x = call.tensor(0)
+    if any(isinstance(size, torch.SymInt) for size in x.shape[:1]):
+        raise call.fail(
+            "has one scale for all samples of a batch, known with the input alone: quantize the float model (or dynamic_batch=False)"
+        )
     low, high = torch.clamp(torch.amin(x), max=0.0), torch.clamp(torch.amax(x), min=0.0)
     scale = (high - low) / float(UINT8.high)
     zero_point = torch.round(torch.clamp(-low / scale, 0.0, float(UINT8.high)))
@@ -203,7 +208,7 @@ def _unpacked(packed: Tensor, bits: int) -> Tensor:
 @converter("DynamicQuantizeMatMul", domain=_MICROSOFT)
 def dynamically_quantized_matrix_product(call: Call) -> Tensor:
     """Operands: A in floats, B, its scale and zero point, a float bias."""
-    integers, scale, zero_point = dynamically_quantized(call.tensor(0))
+    integers, scale, zero_point = dynamically_quantized(call)
     a = (integers.to(torch.float32) - zero_point.to(torch.float32)) * scale
     product = torch.matmul(a, dequantized(call, 1, 2, 3, axis=-1))
     return product + call.tensor(4) if call.has(4) else product
