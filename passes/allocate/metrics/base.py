@@ -189,5 +189,7 @@ def _add_pair(sums: Result, name: str, pair: tuple[float, float]) -> None:
 
 
 def _rounded_sites(opened: OpenStudy) -> Sites:
-    items = opened.study.items
-    return opened.sites_with({item: items.fixed.get(item, REST_BITS) for item in items.sizes})
+    """Everything at its fixed bits or at 8; what would have levels with unequal steps stays in float."""
+    items, nodes = opened.study.items, {node.name: node for node in opened.program.graph.nodes}
+    coded = {item for item in items.fixed if opened.study.quantize.coded_bits(nodes[item.name]) is not None}
+    return opened.sites_with({item: items.fixed.get(item, REST_BITS) for item in items.sizes if item not in coded})

@@ -182,6 +182,16 @@ def test_the_rest_at_8_bits_costs_nothing_by_itself(residual: Any) -> None:
     assert all(table.rows[item, 4] > 0.0 for item in table.items)
 
 
+def test_the_rest_has_the_bits_that_options_state(attention: Any) -> None:
+    """Few bits of probabilities change what an item adds; those with unequal steps stay in float, which is near 8 bits."""
+    tables = [
+        attention.measure("sqnr-output{rest=8-bit}", bits=(4,), quantize=Quantize(**options))
+        for options in ({"probability_bits": 2}, {"probability_bits": 2, "probability_quantizer": "log2"}, {"probability_bits": 8})
+    ]
+    few, coded, eight = (sum(table.rows.values()) for table in tables)
+    assert abs(coded - eight) < 0.05 * eight < abs(few - eight)
+
+
 def test_labels_are_what_the_loss_is_taken_against(residual: Any) -> None:
     own = residual.program.run(residual.inputs)[0].argmax(-1)
     other = residual.measure("loss", bits=(2,), labels=(own + 1) % 5)
