@@ -224,6 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "allocation.md")
     parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "figures" / "allocation.svg")
     chosen = parser.parse_args(arguments)
+    if not chosen.output.exists():
+        parser.error(f"there is no document '{chosen.output}' with the marks that tables go between")
     torch.set_num_threads(chosen.threads)
     studies = [Study(name, NETWORKS[name](chosen.assets, chosen.images), chosen.results / name, _progress()) for name in chosen.networks]
     if "latency" in chosen.only:
