@@ -132,6 +132,11 @@ class RandomProgram:
         epsilon, form = self.choice.choice([0, 100, 1 << 40]), self.choice.choice(arithmetic.NORMALIZE_FORMS)
         return self.call(qc.normalize.default, self.to_bytes(x), self.choice.randint(-5, 99), epsilon, self.choice.random() < 0.5, form)
 
+    def hadamard(self, x: fx.Node) -> fx.Node:
+        width = x.meta["val"].shape[-1]
+        block = self.choice.choice([order for order in (1, 2, 4) if width % order == 0])
+        return self.call(qc.hadamard.default, self.to_bytes(x), block, self.choice.randint(-5, 99))
+
     def nonlinear(self, x: fx.Node) -> fx.Node:
         functions = ("gelu", "silu", "sigmoid", "tanh", "exp", "erf")
         forms = ("shift", "poly", "shift-gelu", "i-gelu", "i-exp")
@@ -222,6 +227,7 @@ class RandomProgram:
             "matmul",
             "softmax",
             "normalize",
+            "hadamard",
             "masked",
             "nonlinear",
             "bucketize",
