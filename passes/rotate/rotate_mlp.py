@@ -98,7 +98,7 @@ class RotateMlp(Pass):
         return None
 
     def _block(self, channels: int) -> int:
-        return block_of(channels) if self.block is None else block_of(self.block)
+        return block_of(channels if self.block is None else self.block, online=True)
 
 
 def _rotate(graph_module: fx.GraphModule, source: fx.Node, layers: list[fx.Node], block: int, made_by: str) -> None:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from qcompiler.arithmetic.hadamard import is_order
+from qcompiler.arithmetic.hadamard import is_online_order
 from qcompiler.ir import edit
 from qcompiler.ir.layers import CHANNEL_AXIS, write_layer
 from qcompiler.ir.program import Program
@@ -145,7 +145,7 @@ def _transform(graph_module: fx.GraphModule, product: fx.Node, made_by: str) -> 
     """Hadamard transforms of both operands, and the product divided by the order; None where the size of a head has none."""
     size = int(product.args[0].meta["val"].shape[-1])  # type: ignore[union-attr]  # a node
     places = [_origin(product, position, axis) for position, axis in ((0, -1), (1, -2))]
-    if not is_order(size) or size < 4 or any(found is None for found in places):
+    if not is_online_order(size) or any(found is None for found in places):
         return None
     for found in places:
         assert found is not None  # looked at above

@@ -32,6 +32,9 @@ import torch
 
 LARGEST_SMALL_ORDER = 512
 
+# What kernels compute: the small matrix is written out, the power of two fills vectors.
+LARGEST_ONLINE_ORDER, SMALLEST_RUN = 60, 4
+
 
 @functools.cache
 def hadamard_matrix(order: int) -> torch.Tensor:
@@ -61,9 +64,19 @@ def is_order(order: int) -> bool:
     return small_order(order) is not None
 
 
-def block_of(channels: int) -> int:
-    """The largest order that divides the number of channels: the size of the blocks of a block-diagonal transform; 1 leaves all alone."""
-    return next(size for size in range(channels, 0, -1) if channels % size == 0 and is_order(size))
+def is_online_order(order: int) -> bool:
+    """Whether the transform of that order is also computed by kernels, not only merged into weights."""
+    small = small_order(order)
+    return small is not None and small <= LARGEST_ONLINE_ORDER and order // small >= SMALLEST_RUN
+
+
+def block_of(channels: int, *, online: bool = False) -> int:
+    """The largest order that divides the number of channels: the size of the blocks of a block-diagonal transform; 1 leaves all alone.
+
+    ``online``: of the orders that kernels compute.
+    """
+    known = is_online_order if online else is_order
+    return next(size for size in range(channels, 0, -1) if size == 1 or (channels % size == 0 and known(size)))
 
 
 @functools.cache

@@ -43,6 +43,18 @@ def test_the_largest_block_that_divides(channels: int, block: int) -> None:
     assert block_of(channels) == block
 
 
+def test_blocks_that_kernels_compute() -> None:
+    """688 = 2 x 344: the matrix of order 344 is not written out; 43 is left."""
+    assert {channels: block_of(channels, online=True) for channels in (688, 11008, 768, 12, 8, 92)} == {
+        688: 16,
+        11008: 256,
+        768: 768,
+        12: 4,
+        8: 8,
+        92: 4,
+    }
+
+
 @settings(max_examples=30)
 @given(
     block=st.sampled_from([2, 4, 12, 16, 20, 24, 28, 36, 96, 128]), blocks=st.integers(1, 3), zero_point=st.integers(0, 255), data=st.data()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from qcompiler.arithmetic.hadamard import LARGEST_ONLINE_ORDER, SMALLEST_RUN, is_online_order
 from qcompiler.backends.tvm.kernels import ITEM_SIZE, HadamardKernel
 from qcompiler.backends.tvm.operations.elementwise import requantize_operation
-from qcompiler.backends.tvm.templates import hadamard_blocks
 from qcompiler.backends.tvm.views import Storage, View, loop_nest, pointer_offset
 from qcompiler.ir.edit import argument
 
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from qcompiler.backends.tvm.fuse_hadamard import HadamardFusion
     from qcompiler.backends.tvm.planner import Planner
 
+ADVICE = f"a power of two, {SMALLEST_RUN} at least, times an order up to {LARGEST_ONLINE_ORDER}"
+
 
 def hadamard(planner: Planner, fusion: HadamardFusion) -> None:
     """The call of the kernel for all nodes of the fusion. Raises TargetError for blocks without a kernel."""
     root, rounding, block = fusion.root, fusion.rounding, argument(fusion.root, "block")
-    if not hadamard_blocks.serves(block):
-        planner.decline(root, f"no kernel transforms blocks of {block}; choose {hadamard_blocks.ADVICE}")
+    if not is_online_order(block):
+        planner.decline(root, f"no kernel transforms blocks of {block}; choose {ADVICE}")
     x, output = _rows(planner, argument(root, "x")), planner.allocate_matrix(fusion.last)
     shape = planner.shape(root)
     outer, walks = loop_nest(shape[:-1], [view.select(len(shape) - 1, 0) for view in (x, output)])

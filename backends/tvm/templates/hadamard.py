@@ -56,7 +56,7 @@ def emit(kernel: HadamardKernel, target: KernelTarget) -> tirx.PrimFunc:
 class _Block:
     def __init__(self, kernel: HadamardKernel, vector_bytes: int, buffers: Mapping[str, Buffer]) -> None:
         small = small_order(kernel.block)
-        assert small is not None  # by ``hadamard_blocks.serves``
+        assert small is not None  # by ``is_online_order``
         self._kernel, self._buffers = kernel, dict(buffers)
         self._small, self._run = small, kernel.block // small
         words = kernel.operand.dtype in ("int8", "uint8") and self._run * _LARGEST_BYTE < 1 << 15
