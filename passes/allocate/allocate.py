@@ -31,6 +31,7 @@ from qcompiler.passes.allocate.problem import Budget, Problem, Solution
 from qcompiler.passes.allocate.solver import Method, solve
 from qcompiler.passes.quantize.quantize import Quantize
 from qcompiler.pipeline.contract import Exact, Pass, PassContext, PassResult, Promise
+from qcompiler.pipeline.executor import LocalExecutor
 from qcompiler.sensitivity import Item, ItemKind, SensitivityTable
 
 BUDGETS = ("average_weight_bits", "size", "bops", "latency")
@@ -70,6 +71,7 @@ class Allocate(Pass):
         ties: operands of residual adds, inputs of concatenations, queries and keys get equal bits.
         solver: ilp, greedy or dynamic-programming.
         samples: calibration samples that the metric looks at, at most; 0: all.
+        workers: processes that measure, with one thread each.
         seed: of the metric's random choices.
         checkpoint: folder in which the metric keeps finished work; empty: the manager's folder, if it has one.
 
@@ -96,6 +98,7 @@ class Allocate(Pass):
     ties: bool = False
     solver: Method = "ilp"
     samples: int = 64
+    workers: int = 1
     seed: int = 0
     checkpoint: str = ""
 
@@ -193,6 +196,7 @@ class Allocate(Pass):
             samples=self.samples,
             seed=self.seed,
             items=chosen,
+            executor=LocalExecutor(self.workers),
             checkpoint=folder / chosen[0].kind if folder else None,
             progress=context.progress,
         )

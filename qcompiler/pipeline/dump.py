@@ -11,7 +11,7 @@ from torch import fx
 
 from qcompiler.ir.program import PassRecord, Program, ValueSpec
 from qcompiler.ir.provenance import provenance_of, target_name
-from qcompiler.ir.types import DynamicSize, QuantizedType
+from qcompiler.ir.types import DynamicSize, Precision, QuantizedType
 
 
 def program_json(program: Program) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def _node(node: fx.Node) -> dict[str, Any]:
         "dtype": _dtype(value.dtype) if isinstance(value, torch.Tensor) else None,
         "shape": [_size(size) for size in value.shape] if isinstance(value, torch.Tensor) else None,
         "quantized": _quantized(node.meta.get("quantized")),
+        "asks": _precision(node.meta.get("precision")),
         "source": origin.source,
         "module": origin.module_path,
         "made_by": list(origin.made_by),
@@ -63,6 +64,11 @@ def _quantized(kind: QuantizedType | None) -> dict[str, Any] | None:
         "axis": kind.axis,
         "range": proven,
     }
+
+
+def _precision(asked: object) -> dict[str, int | None] | None:
+    """The bits asked for at a node."""
+    return asdict(asked) if isinstance(asked, Precision) and asked != Precision() else None
 
 
 def _plain(value: object) -> Any:
