@@ -216,6 +216,18 @@ def test_an_accumulator_that_could_overflow_names_layer_bound_and_remedy() -> No
     )
 
 
+def test_factors_that_leave_int8_are_rejected() -> None:
+    def build(builder: GraphBuilder, x: fx.Node) -> fx.Node:
+        codes = builder.constant("codes", torch.full((3, 5), -8, dtype=torch.int8))
+        factors = builder.constant("factors", torch.tensor([[16, 16], [16, 17], [16, 16]], dtype=torch.int8))
+        weight = builder.call(qc.scale_groups.default, codes, factors, 4)
+        flat = builder.call(aten.slice.Tensor, builder.call(aten.flatten.using_ints, x, 1), 1, 0, 5)
+        return builder.call(qc.linear.default, flat, weight, scalar(builder, "bias", 0, 0, 0))
+
+    with pytest.raises(VerificationError, match=r"'scale_groups'.*the result lies in \[-136, -128\], outside \[-128, 127\]"):
+        analyze(program_of(build))
+
+
 def test_a_table_that_leaves_the_declared_type_is_rejected() -> None:
     program = program_of(lambda b, x: b.call(qc.lookup.default, x, b.constant("table", torch.full((256,), 9, dtype=torch.int8)), 4, True))
     with pytest.raises(VerificationError, match=r"the table lies in \[9, 9\], outside \[-8, 7\]"):
