@@ -5,7 +5,7 @@
 A metric measures what each weight (and each value, with ``activation_bits``) loses at each bit-width, or a table says so. The integer
 linear program of ``solver`` chooses, and writes ``node.meta["precision"]``, which ``quantize`` reads. The graph itself stays as it is.
 
-Sources: HAWQ-V3 (Yao et al., arXiv 2011.10680, section 3.4) for the program; HAWQ-V2 (arXiv 1911.03852) for the metric of the default.
+Sources: HAWQ-V3 (Yao et al., arXiv 2011.10680) for the program; HAWQ-V2 (arXiv 1911.03852) for the metric of the default.
 """
 
 from __future__ import annotations

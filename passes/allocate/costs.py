@@ -4,8 +4,8 @@
     bops      = sum over layers and products of activations of multiply-accumulates * bits of one operand * bits of the other
     average   = sum over weights of elements * bits / sum of elements
 
-Artifacts store weights in 2, 4 or 8 bits. Weights with fixed bits are in every sum. BOPS as in HAWQ-V3 (Yao et al., arXiv 2011.10680,
-section 3.4). Biases, tables of embeddings and scales of activations do not depend on the allocation and are not counted.
+Artifacts store weights in 2, 4 or 8 bits. Weights with fixed bits are in every sum. BOPS as in HAWQ-V3 (Yao et al., arXiv 2011.10680).
+Biases, tables of embeddings and scales of activations do not depend on the allocation and are not counted.
 """
 
 from __future__ import annotations

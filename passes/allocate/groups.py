@@ -3,7 +3,7 @@
 In the problem alone: the share of a group in the sensitivity of the layer times the layer's sensitivity, and its share of the channels
 times the layer's costs. Exact where a metric is a sum over output channels and costs are proportional to channels, as bytes and bit
 operations are. Source: Zheng, Song and Liu, "MixLLM: LLM Quantization with Global Mixed-precision between Output-features and
-Highly-efficient System Design", 2024, arXiv 2412.14590, section 3.2.
+Highly-efficient System Design", 2024, arXiv 2412.14590.
 """
 
 from __future__ import annotations

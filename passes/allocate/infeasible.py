@@ -1,6 +1,6 @@
 """Why no allocation keeps all constraints: a smallest set of those that conflict, and how far each budget is from one that can be kept.
 
-A deletion filter (Chinneck, "Feasibility and Infeasibility in Optimization", section 6.2): constraints are dropped one after the other; one
+A deletion filter (Chinneck, "Feasibility and Infeasibility in Optimization", 2008): constraints are dropped one after the other; one
 without which the rest is still infeasible stays dropped. What is left conflicts, and any one of them dropped resolves it.
 """
 

@@ -1,4 +1,4 @@
-"""Bit allocation as a 0-1 integer linear program (HAWQ-V3, Yao et al., arXiv 2011.10680, section 3.4), solved by HiGHS.
+"""Bit allocation as a 0-1 integer linear program (HAWQ-V3, Yao et al., arXiv 2011.10680), solved by HiGHS.
 
     minimize    sum s[k, o] x[k, o]
     subject to  sum over o of x[k, o] = 1,  x in {0, 1}                              for each class k of tied items

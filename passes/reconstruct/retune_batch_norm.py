@@ -6,8 +6,8 @@ With q what the quantized layer gives for a channel, b its bias, and f what the 
     b' = mean(f) - g * (mean(q) - b)            so that g * (q - b) + b' has the mean and the variance of f
 
 Where a batch norm stood behind the layer this is what measuring its statistics anew and folding it would give; there need not have been
-one. Layers are retuned one after the other, each behind those before it as they are then. Sources: batch-norm tuning in Hubara et al.,
-arXiv 2006.10518, section 3.4, and Sun et al., "Hybrid 8-bit Floating Point Training and Inference", NeurIPS 2019, section 3.2.
+one. Layers are retuned one after the other, each behind those before it as they are then. Source: the batch-norm tuning of Hubara et al.,
+arXiv 2006.10518.
 """
 
 from __future__ import annotations
