@@ -279,11 +279,12 @@ def measured(name: str, table: Table, row: Row, arguments: argparse.Namespace) -
     """The figures of a row, from the file that an earlier run left or, where the row is asked for, from a measurement."""
     kept = kept_path(arguments.results, name, row)
     description = {"recipe": row.recipe, "options": dict(row.options), "passes": row.passes, "network": table.network}
-    if kept.exists() and not arguments.again:
+    asked = name in arguments.tables and re.search(arguments.rows, row.name)
+    if kept.exists() and not (asked and arguments.again):
         document = json.loads(kept.read_text())
         if document["row"] == description:
             return dict(document["figures"])
-    if name not in arguments.tables or not re.search(arguments.rows, row.name):
+    if not asked:
         return None
     start = time.perf_counter()
     figures = MEASURES[table.network](arguments.assets, row)
