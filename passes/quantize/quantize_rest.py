@@ -190,7 +190,7 @@ def _takes(node: fx.Node, form: Form, others: list[Form | None]) -> bool:
         return False
     if node.target in SUMS:
         return Form.ACCUMULATOR not in others
-    return node.op == "output" or node.target in REDUCTIONS or node.target is _aten.div.Tensor
+    return node.op == "output" or node.target in {*REDUCTIONS, _aten.div.Tensor, _aten.to.dtype}
 
 
 def _moves(node: fx.Node) -> bool:

@@ -120,7 +120,8 @@ def test_ops_between_floats_are_declined_by_name() -> None:
 
     program = qc.capture(Missing(), (torch.zeros(1, 4),))
     with pytest.raises(UnsupportedOpError, match="'softmax'.*reads tanh, which is not quantized"):
-        qc.quantize(program)
+        qc.quantize(program, passes="canonicalize-qdq,lower-integer")
+    assert "0 float ops" in prove_integer_only(qc.quantize(program))  # quantize-rest rounds it
 
 
 def test_weights_in_floats_are_declined() -> None:
@@ -128,8 +129,10 @@ def test_weights_in_floats_are_declined() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return ops.dequantize(ops.quantize(super().forward(ops.dequantize(ops.quantize(x, *X), *X)), *Y), *Y)
 
+    program = qc.capture(Floats(4, 3), (torch.zeros(1, 4),))
     with pytest.raises(UnsupportedOpError, match="'linear'.*a scale for each block.*per channel or per tensor"):
-        qc.quantize(qc.capture(Floats(4, 3), (torch.zeros(1, 4),)))
+        qc.quantize(program, passes="canonicalize-qdq,lower-integer")
+    assert "0 float ops" in prove_integer_only(qc.quantize(program))  # quantize-rest rounds them
 
 
 def test_scales_are_needed_or_data() -> None:
