@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--metrics", nargs="+", choices=metric_names(), default=list(metric_names()))
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="which tables")
-    parser.add_argument("--images", type=int, default=0, help="how many are measured (default: 1000; 250 for EfficientNet-Lite0)")
+    parser.add_argument("--images", type=int, default=0, help="how many are measured (default: 1000; 134 for EfficientNet-Lite0)")
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each of five latency measurements")

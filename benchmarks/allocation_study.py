@@ -79,7 +79,7 @@ def load_efficientnet(assets: Path, images: int) -> Network:
     """Calibrated on every fifth crop, measured on others."""
     task = imagenet_task(assets)
     (crops,) = task.measured
-    step = max(1, len(crops.labels) // (images or 250))
+    step = max(1, len(crops.labels) // (images or 125))
     pixels, labels = crops.pixels[::step], crops.labels[::step]
     calibration = [task.normalize(part) for part in task.calibration[:SAMPLES].split(BATCH // 4)]
     return Network(
