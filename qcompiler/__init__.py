@@ -8,8 +8,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qcompiler.allocation import Allocation, allocate, pareto_front
-    from qcompiler.analysis import sensitivity, synthesize
+    from qcompiler.allocation import Allocation
+    from qcompiler.analysis import allocate, pareto_front, sensitivity, synthesize
     from qcompiler.api import Module, capture, compile, export_onnx, load, quantize
     from qcompiler.ir.program import Program
     from qcompiler.latency import LatencyTable, profile
@@ -27,8 +27,8 @@ _LAZY = {
     "Module": "qcompiler.api",
     "Program": "qcompiler.ir.program",
     "Allocation": "qcompiler.allocation",
-    "allocate": "qcompiler.allocation",
-    "pareto_front": "qcompiler.allocation",
+    "allocate": "qcompiler.analysis",
+    "pareto_front": "qcompiler.analysis",
     "LatencyTable": "qcompiler.latency",
     "profile": "qcompiler.latency",
     "sensitivity": "qcompiler.analysis",

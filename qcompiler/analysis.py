@@ -1,32 +1,36 @@
-"""The public functions that look at a program without changing it: sensitivity, and images for when there are no data."""
+"""The public functions that look at a program without changing it: sensitivity, images for when there are no data, bits.
+
+``qc.quantize(program, data, recipe="mixed", options={"allocate.size": 1e6})`` allocates and gives the quantized program at once.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qcompiler.allocation import Allocation
 from qcompiler.calibration.data import CalibrationData, DataSource
 from qcompiler.errors import QCompilerError
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
-from qcompiler.pipeline.contract import Pass
+from qcompiler.pipeline.contract import Pass, PassContext
 from qcompiler.pipeline.executor import Executor, LocalExecutor
 from qcompiler.pipeline.manager import PassManager
 from qcompiler.pipeline.progress import Progress, SilentProgress, TerminalProgress
-from qcompiler.pipeline.recipes import load_recipe, override
+from qcompiler.pipeline.recipes import choose_passes
 from qcompiler.pipeline.registry import find_analysis
-from qcompiler.pipeline.text import parse_pipeline
 from qcompiler.sensitivity import SensitivityTable
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["sensitivity", "synthesize"]
+__all__ = ["allocate", "pareto_front", "sensitivity", "synthesize"]
 
 # Where a pipeline is cut: what comes before has changed the float program for good.
-_CONSUMERS = ("allocate", "quantize")
+_DECIDING = ("allocate", "quantize")
 
 
 def sensitivity(
@@ -72,17 +76,13 @@ def sensitivity(
         CalibrationError: data, labels or bits do not fit; the message says how.
         QCompilerError: an evaluation failed; the message names the item.
     """
-    progress = progress or (TerminalProgress() if sys.stderr.isatty() else SilentProgress())
-    chosen = load_recipe(recipe).passes(options) if passes is None else _overridden(passes, options or {})
-    before, quantize = _split(chosen)
-    read = None if data is None else CalibrationData(data, program.inputs)
-    prepared = PassManager(before, progress=progress).run(program, read)
+    prepared = _Prepared.of(program, data, choose_passes(recipe, options, passes), progress)
     measure = find_analysis("sensitivity")
     table: SensitivityTable = measure(
-        prepared,
+        prepared.program,
         metric,
-        read,
-        quantize=quantize,
+        prepared.context.data,
+        quantize=prepared.quantize,
         bits=tuple(bits),
         labels=labels,
         samples=samples,
@@ -91,7 +91,7 @@ def sensitivity(
         seed=seed,
         executor=executor or LocalExecutor(workers),
         checkpoint=Path(checkpoint) if checkpoint is not None else None,
-        progress=progress,
+        progress=prepared.context.progress,
     )
     return table
 
@@ -109,22 +109,103 @@ def synthesize(
     Raises:
         CalibrationError: the program has no batch norms, or other inputs.
     """
-    progress = progress or (TerminalProgress() if sys.stderr.isatty() else SilentProgress())
-    images: torch.Tensor = find_analysis("synthesize")(program, samples, batch=batch, steps=steps, seed=seed, progress=progress)
+    make = find_analysis("synthesize")
+    images: torch.Tensor = make(program, samples, batch=batch, steps=steps, seed=seed, progress=_telling(progress))
     return images
 
 
-def _overridden(passes: str | Sequence[Pass], options: Mapping[str, object]) -> list[Pass]:
-    return override(parse_pipeline(passes) if isinstance(passes, str) else passes, options)
+def allocate(
+    program: Program,
+    data: DataSource | None = None,
+    *,
+    recipe: str | Path = "mixed",
+    options: Mapping[str, object] | None = None,
+    passes: str | Sequence[Pass] | None = None,
+    progress: Progress | None = None,
+) -> Allocation:
+    """What the pass ``allocate`` of a recipe would choose; the passes before it run first.
+
+    Args:
+        program: what ``capture`` gives; left as it is.
+        data: as ``quantize`` takes them; a table, or a metric that looks at weights alone, needs none.
+        recipe, options, passes: as ``quantize`` takes them; the budgets are options: ``{"allocate.size": 1e6}``.
+        progress: who is told; by default a bar where standard error is a terminal, else nobody.
+
+    Raises:
+        AllocationError: no allocation keeps all constraints; the message names those that conflict and the nearest that can be kept.
+        UnknownNameError: no such recipe, option, metric or pinned layer.
+        TargetError: a latency table of another machine.
+    """
+    prepared = _Prepared.of(program, data, choose_passes(recipe, options, passes), progress)
+    found: Allocation = find_analysis("allocation")(prepared.program, prepared.allocate, prepared.context)
+    return found
 
 
-def _split(passes: Sequence[Pass]) -> tuple[list[Pass], Pass]:
-    """The passes before bits are decided, and the pass that rounds."""
-    names = [item.name for item in passes]
-    if "quantize" not in names:
-        raise QCompilerError("the pipeline has no pass 'quantize', which says what is rounded: add it")
-    first = min(position for position, name in enumerate(names) if name in _CONSUMERS)
-    before = list(passes[:first])
-    if any(item.gives is not Stage.FLOAT for item in before):
-        raise QCompilerError("the pipeline leaves stage float before 'quantize': sensitivity is measured on a float program")
-    return before, passes[names.index("quantize")]
+def pareto_front(
+    program: Program,
+    data: DataSource | None,
+    budget: str,
+    limits: Sequence[float] | None = None,
+    *,
+    points: int = 16,
+    recipe: str | Path = "mixed",
+    options: Mapping[str, object] | None = None,
+    passes: str | Sequence[Pass] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Allocation, ...]:
+    """The best allocation for each of several limits of one budget; sensitivities are measured once.
+
+    Args:
+        budget: ``average_weight_bits``, ``size``, ``bops`` or ``latency``. Other budgets among the options hold for every point.
+        limits: of that budget; None: ``points`` of them, evenly from the least that is possible to that of the least sensitive allocation.
+        program, data, recipe, options, passes, progress: as ``allocate`` takes them.
+
+    Raises:
+        Whatever ``allocate`` raises.
+    """
+    prepared = _Prepared.of(program, data, choose_passes(recipe, options, passes), progress)
+    draw = find_analysis("pareto-front")
+    front: tuple[Allocation, ...] = draw(prepared.program, prepared.allocate, budget, limits, points, prepared.context)
+    return front
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A program as the first pass that decides about bits will meet it, and what that pass, the first of ``passes``, may look at."""
+
+    program: Program
+    passes: tuple[Pass, ...]
+    context: PassContext
+
+    @classmethod
+    def of(cls, program: Program, data: DataSource | None, passes: Sequence[Pass], progress: Progress | None) -> _Prepared:
+        """Run the passes before that one."""
+        telling = _telling(progress)
+        first = next((position for position, item in enumerate(passes) if item.name in _DECIDING), None)
+        if first is None:
+            raise QCompilerError("the pipeline has no pass 'allocate' or 'quantize', which decide about bits: add one")
+        if any(item.gives is not Stage.FLOAT for item in passes[:first]):
+            raise QCompilerError(f"the pipeline leaves stage float before '{passes[first].name}', which takes a float program")
+        read = None if data is None else CalibrationData(data, program.inputs)
+        prepared = PassManager(passes[:first], progress=telling).run(program, read)
+        context = PassContext(data=read, progress=telling, following=tuple(passes[first + 1 :]))
+        return cls(prepared, tuple(passes[first:]), context)
+
+    @property
+    def allocate(self) -> Pass:
+        """The pass that chooses bits."""
+        if self.passes[0].name != "allocate":
+            raise QCompilerError("the pipeline has no pass 'allocate' before 'quantize': use recipe 'mixed', or add it")
+        return self.passes[0]
+
+    @property
+    def quantize(self) -> Pass:
+        """The pass that says what is rounded."""
+        found = next((item for item in self.passes if item.name == "quantize"), None)
+        if found is None:
+            raise QCompilerError("the pipeline has no pass 'quantize', which says what is rounded: add it")
+        return found
+
+
+def _telling(progress: Progress | None) -> Progress:
+    return progress or (TerminalProgress() if sys.stderr.isatty() else SilentProgress())

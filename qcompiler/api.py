@@ -23,7 +23,7 @@ from qcompiler.pipeline.contract import Pass
 from qcompiler.pipeline.instruments import Instrument
 from qcompiler.pipeline.manager import PassManager
 from qcompiler.pipeline.progress import Progress, SilentProgress, TerminalProgress
-from qcompiler.pipeline.recipes import load_recipe, override
+from qcompiler.pipeline.recipes import choose_passes, load_recipe
 from qcompiler.pipeline.registry import find_exporter, find_target
 from qcompiler.pipeline.text import parse_pipeline
 
@@ -66,7 +66,7 @@ def quantize(
         UnsupportedOpError: the model uses an op that cannot be quantized or lowered.
         VerificationError: a range cannot be proven; the message says of which layer and what to change.
     """
-    chosen = _allowing(_passes(recipe, options or {}, passes), allow_float)
+    chosen = _allowing(choose_passes(recipe, options, passes), allow_float)
     if program.stage is Stage.FLOAT and calibration_data is None:
         raise CalibrationError(f"the program is at stage {program.stage.value}: give calibration_data to quantize it")
     if program.stage is Stage.QDQ and passes is None:
@@ -270,12 +270,6 @@ def _random_integers(spec: ValueSpec, generator: torch.Generator) -> torch.Tenso
     if spec.range is not None:
         return torch.randint(spec.range.low, spec.range.high + 1, shape, generator=generator).to(spec.dtype)
     return torch.zeros(shape, dtype=spec.dtype)
-
-
-def _passes(recipe: str | Path, options: Mapping[str, object], passes: str | Sequence[Pass] | None) -> list[Pass]:
-    if passes is None:
-        return load_recipe(recipe).passes(options)
-    return override(parse_pipeline(passes) if isinstance(passes, str) else passes, options)
 
 
 # Instead of forms that are taken unless something else is said: those that come nearest to the tool that made the scales.

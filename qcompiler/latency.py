@@ -35,7 +35,7 @@ from qcompiler.measure import latency
 from qcompiler.pipeline.backend import Executable, Profiler, StepTime, Versioned
 from qcompiler.pipeline.contract import Pass
 from qcompiler.pipeline.progress import Progress, SilentProgress
-from qcompiler.pipeline.recipes import load_recipe, override
+from qcompiler.pipeline.recipes import choose_passes, override
 from qcompiler.pipeline.registry import find_target
 
 _qc = torch.ops.qc
@@ -184,7 +184,7 @@ def profile(
     *,
     recipe: str | Path = "int8",
     options: Mapping[str, object] | None = None,
-    passes: Sequence[Pass] | None = None,
+    passes: str | Sequence[Pass] | None = None,
     weight_bits: Sequence[int] = (2, 4, 8),
     activation_bits: Sequence[int] = (8,),
     target: str = "native",
@@ -217,7 +217,7 @@ def profile(
     telling = progress or SilentProgress()
     pairs = [(weight, activation) for weight in sorted(weight_bits) for activation in sorted(activation_bits)]
     data = calibration_data if calibration_data is not None else _random_batch(program.inputs)
-    chosen = _without_choices(override(load_recipe(recipe).passes() if passes is None else passes, options or {}))
+    chosen = _without_choices(choose_passes(recipe, options, passes))
     timed = {}
     for pair in telling.track(pairs, "compiling at each bit-width", len(pairs)):
         timed[pair] = _Timed(_quantized(program, data, chosen, pair), machine)

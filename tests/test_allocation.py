@@ -51,7 +51,7 @@ def test_other_budgets_hold_at_every_point(program: qc.Program) -> None:
 def test_mistakes_are_named(program: qc.Program) -> None:
     with pytest.raises(UnknownNameError, match="unknown budget 'bytes': did you mean"):
         qc.pareto_front(program, samples(), "bytes")
-    with pytest.raises(QCompilerError, match="no pass 'allocate': use recipe 'mixed'"):
+    with pytest.raises(QCompilerError, match="no pass 'allocate' before 'quantize': use recipe 'mixed'"):
         qc.allocate(program, samples(), recipe="int8")
     with pytest.raises(QCompilerError, match="no budget is given"):
         qc.allocate(program, samples(), options=OPTIONS)

@@ -28,7 +28,7 @@ from qcompiler.pipeline import option_types
 from qcompiler.pipeline.contract import Pass
 from qcompiler.pipeline.text import parse_pipeline, split_pipeline
 
-__all__ = ["Recipe", "Step", "load_recipe", "override", "recipe_names"]
+__all__ = ["Recipe", "Step", "choose_passes", "load_recipe", "override", "recipe_names"]
 
 _FOLDER = Path(__file__).parent
 _SUFFIXES = (".yaml", ".yml")
@@ -89,6 +89,19 @@ def load_recipe(name: str | Path) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise PassError(f"recipe '{path}' cannot be read: {error}") from error
     return _Reader(str(path), text).recipe()
+
+
+def choose_passes(
+    recipe: str | Path, options: Mapping[str, object] | None = None, passes: str | Sequence[Pass] | None = None
+) -> list[Pass]:
+    """The passes that the public functions run: ``passes`` (or their text) where they are given, else those of the recipe.
+
+    Raises:
+        UnknownNameError, PassError: as ``load_recipe``, ``parse_pipeline`` and ``override``.
+    """
+    if passes is None:
+        return load_recipe(recipe).passes(options)
+    return override(parse_pipeline(passes) if isinstance(passes, str) else passes, options or {})
 
 
 def override(passes: Sequence[Pass], options: Mapping[str, object]) -> list[Pass]:
