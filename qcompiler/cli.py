@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from qcompiler.errors import ArtifactError, CalibrationError, CaptureError, QCompilerError, UnknownNameError
+from qcompiler.files import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -620,18 +621,14 @@ def _describe(spec: ValueSpec) -> str:
 
 
 def _save_arrays(path: Path, arrays: dict[str, torch.Tensor]) -> None:
-    """As ``.npz``, all or nothing: under a temporary name first."""
+    """As ``.npz``, all or nothing."""
     import numpy as np
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **{name: value.numpy() for name, value in arrays.items()})  # type: ignore[arg-type]  # names are the user's
-        temporary.replace(path)
     except OSError as error:
         raise ArtifactError(f"cannot write '{path}': {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _ops(program: Program) -> str:

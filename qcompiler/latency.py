@@ -27,6 +27,7 @@ from qcompiler import native
 from qcompiler.cache import cache_folder
 from qcompiler.calibration.data import DataSource
 from qcompiler.errors import CalibrationError, QCompilerError, TargetError
+from qcompiler.files import replacing
 from qcompiler.ir import edit
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.sizes import concrete_shape
@@ -391,10 +392,5 @@ def _pair(text: str) -> Pair:
 
 
 def _write(path: Path, content: object) -> None:
-    """Under a temporary name first, so that nobody sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

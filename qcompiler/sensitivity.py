@@ -10,13 +10,13 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast, get_args
 
 from qcompiler.errors import CalibrationError
+from qcompiler.files import replacing
 
 ItemKind = Literal["weight", "activation"]
 ITEM_KINDS: tuple[ItemKind, ...] = get_args(ItemKind)
@@ -87,14 +87,11 @@ class SensitivityTable:
         """
         path = Path(path)
         text = _csv_text(self) if _ending(path) == ".csv" else _json_text(self)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            temporary.write_text(text, encoding="utf-8", newline="")
-            temporary.replace(path)
+            with replacing(path) as file:
+                file.write_text(text, encoding="utf-8", newline="")
         except OSError as error:
             raise CalibrationError(f"cannot write the sensitivity table '{path}': {error.strerror}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> SensitivityTable:

@@ -10,6 +10,7 @@ from typing import get_args
 
 from qcompiler.calibration.data import CalibrationData
 from qcompiler.errors import CalibrationError, UnknownNameError
+from qcompiler.ir.fingerprint import Fingerprint
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
 from qcompiler.passes.allocate.items import BITS, Items, find_items
@@ -27,7 +28,6 @@ from qcompiler.passes.allocate.study import (
 )
 from qcompiler.passes.allocate.table import fingerprint
 from qcompiler.passes.quantize.quantize import Quantize
-from qcompiler.passes.reconstruct.checkpoint import Fingerprint
 from qcompiler.pipeline.executor import Executor, Ledger, LocalExecutor, Result, run_tasks
 from qcompiler.pipeline.progress import Progress, SilentProgress
 from qcompiler.sensitivity import Item, SensitivityTable

@@ -24,13 +24,13 @@ from qcompiler import arithmetic
 from qcompiler.calibration.data import CalibrationData
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import serialize
+from qcompiler.ir.fingerprint import Fingerprint
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import QuantizedType
 from qcompiler.passes.allocate.items import Items
 from qcompiler.passes.allocate.rounding import Types, rounded_weights
 from qcompiler.passes.allocate.sites import Rules, Sites
 from qcompiler.passes.quantize.quantize import Quantize
-from qcompiler.passes.reconstruct.checkpoint import Fingerprint
 from qcompiler.pipeline.progress import Progress
 from qcompiler.sensitivity import Item
 

@@ -8,12 +8,10 @@ from torch.fx.node import map_arg
 
 from qcompiler.errors import CalibrationError, UnknownNameError
 from qcompiler.ir import edit
+from qcompiler.ir.fingerprint import Fingerprint
 from qcompiler.ir.program import Program
 from qcompiler.passes.allocate.items import Items
-from qcompiler.passes.reconstruct.checkpoint import Fingerprint
-from qcompiler.sensitivity import Item, RankCorrelation, SensitivityTable, rank_correlation
-
-__all__ = ["Item", "RankCorrelation", "SensitivityTable", "check", "fingerprint", "rank_correlation"]
+from qcompiler.sensitivity import Item, SensitivityTable
 
 
 def fingerprint(program: Program) -> str:

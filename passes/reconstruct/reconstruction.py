@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from qcompiler.errors import CalibrationError, PassError
+from qcompiler.ir.fingerprint import Fingerprint
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
 from qcompiler.passes.reconstruct.blocks import Block, find_blocks
-from qcompiler.passes.reconstruct.checkpoint import Checkpoint, Fingerprint
+from qcompiler.passes.reconstruct.checkpoint import Checkpoint
 from qcompiler.passes.reconstruct.fitting import Fitting, Outcome
 from qcompiler.passes.reconstruct.layers import apply, find_layers
 from qcompiler.passes.reconstruct.sweep import BlockWork, Programs, Stores, start

@@ -15,10 +15,10 @@ from torch import Tensor, fx
 from qcompiler.calibration.data import CalibrationData
 from qcompiler.errors import PassError
 from qcompiler.ir import elementwise
+from qcompiler.ir.fingerprint import Fingerprint
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
 from qcompiler.passes.reconstruct.blocks import Block, float_inputs, side_inputs
-from qcompiler.passes.reconstruct.checkpoint import Fingerprint
 from qcompiler.passes.reconstruct.layers import LayerChange, QuantizedLayer, dequantized
 from qcompiler.passes.reconstruct.store import ValueStore
 from qcompiler.passes.reconstruct.subgraph import Subgraph

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from qcompiler.artifact import packing
 from qcompiler.artifact.container import DIGEST, MANIFEST, check_name, pack, unpack
 from qcompiler.artifact.verify import TestVector
 from qcompiler.errors import ArtifactError
+from qcompiler.files import replacing
 from qcompiler.ir import serialize
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.sizes import fits
@@ -253,17 +253,11 @@ def _digest(content: bytes) -> str:
 
 
 def _replace_file(path: Path, content: bytes) -> None:
-    """Write under a temporary name beside ``path``, then rename: readers see the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    """Whole and on the disk before it gets its name."""
     try:
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replacing(path) as temporary, open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error

@@ -23,14 +23,13 @@ from typing import Any, Protocol, TypeAlias
 import torch
 
 from qcompiler.errors import PassError, QCompilerError
+from qcompiler.files import claim
 from qcompiler.pipeline.progress import Progress, SilentProgress
 
 # What a task gives: JSON's types, so that a ledger can keep it and any transport can carry it.
 Result: TypeAlias = dict[str, float]
 
-_MANIFEST = "manifest.json"
 _RESULTS = "finished.jsonl"
-_FORMAT = 1
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -121,19 +120,8 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
+        claim(folder, identity)
         self._path = folder / _RESULTS
-        manifest = {"format": _FORMAT, "sha256": identity}
-        path = folder / _MANIFEST
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                _check(folder, json.loads(path.read_text(encoding="utf-8")), manifest)
-            else:
-                temporary = path.with_suffix(".partial")
-                temporary.write_text(json.dumps(manifest) + "\n", encoding="utf-8")
-                os.replace(temporary, path)
-        except (OSError, ValueError) as error:
-            raise QCompilerError(f"checkpoint '{folder}': {error}: give a folder that can be written, or delete it") from error
 
     def finished(self) -> dict[str, Result]:
         """The results that are there, by task."""
@@ -231,13 +219,6 @@ def _error_of(task: str, error: Exception) -> QCompilerError:
 
 
 # ---- files ------------------------------------------------------------------------------------------------------------------------
-
-
-def _check(folder: Path, found: object, expected: object) -> None:
-    if found != expected:
-        raise QCompilerError(
-            f"checkpoint '{folder}' holds the work of another program, other data or other options: delete the folder, or give another one"
-        )
 
 
 def _record(line: str) -> tuple[str, Result] | None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from qcompiler.errors import CalibrationError
+from qcompiler.errors import QCompilerError
 from qcompiler.ir.program import Program
 
 TEXT = 'reconstruct-blocks{{steps={steps},checkpoint="{folder}"}}'
@@ -58,11 +58,11 @@ def test_a_killed_run_continues_to_the_same_bytes(network: Any, tmp_path: Path) 
 
 def test_other_options_are_refused(network: Any, tmp_path: Path) -> None:
     network.run(TEXT.format(steps=2, folder=tmp_path))
-    with pytest.raises(CalibrationError, match="holds the work of another program, other calibration data or other options: delete"):
+    with pytest.raises(QCompilerError, match="holds the work of another program, other data or other options: delete"):
         network.run(TEXT.format(steps=3, folder=tmp_path))
 
 
 def test_a_folder_that_cannot_be_written(network: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CalibrationError, match="checkpoint '.*file'.*: give a folder that can be written"):
+    with pytest.raises(QCompilerError, match="checkpoint '.*file'.*: give a folder that can be written"):
         network.run(TEXT.format(steps=2, folder=tmp_path / "file"))
