@@ -110,7 +110,7 @@ class _Normalization:
             loaded = e.load(buffer, start + at, lanes)
             x = v.only_first(loaded if v.element(loaded) == kind else e.cast(loaded, kind), rest, 0)
             total.set(T.Bind(total.value + x) if kind == "int32" else e.dot_words(total.value, x, ones))
-            squares.add(T.Bind(x * x) if kind == "int32" else e.multiply_words(x, x))
+            squares.add(_square(x) if kind == "int32" else e.multiply_words(x, x))
 
         v.over_row(self._length, lanes, step)
         total_wide, square = T.Bind(T.cast(v.reduce("add", total.value), "int64")), squares.result()
@@ -235,6 +235,12 @@ class _Normalization:
         return lambda row: (sums, place(row))
 
 
+def _square(x: Expr) -> Expr:
+    """Of int32 lanes; without sign, as those of 16 bits without sign leave int32."""
+    unsigned = e.reinterpret(x, "uint32")
+    return T.Bind(unsigned * unsigned)
+
+
 class _NarrowSum:
     """Of squares of bytes, whose sum over a row fits 32 bits."""
 
@@ -257,7 +263,7 @@ class _WideSum:
         self._even, self._odd = (v.Register(e.constant(0, "uint64", lanes // 2)) for _ in range(2))
 
     def add(self, squares: Expr) -> None:
-        """int32 lanes, read as uint32."""
+        """Lanes of 32 bits, read as uint32."""
         pairs = e.reinterpret(squares, "uint64")
         self._even.set(T.Bind(self._even.value + T.bitwise_and(pairs, v.like(pairs, 0xFFFFFFFF))))
         self._odd.set(T.Bind(self._odd.value + T.shift_right(pairs, v.like(pairs, 32))))
