@@ -135,7 +135,7 @@ class RandomProgram:
     def hadamard(self, x: fx.Node) -> fx.Node:
         width = x.meta["val"].shape[-1]
         block = self.choice.choice([order for order in (1, 2, 4) if width % order == 0])
-        return self.call(qc.hadamard.default, self.to_bytes(x), block, self.choice.randint(-5, 99))
+        return self.call(qc.hadamard.default, self.to_bytes(x), block, self.choice.randint(0, 99))
 
     def nonlinear(self, x: fx.Node) -> fx.Node:
         functions = ("gelu", "silu", "sigmoid", "tanh", "exp", "erf")

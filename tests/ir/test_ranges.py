@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import fx
 
+from qcompiler.arithmetic.hadamard import hadamard_matrix
 from qcompiler.errors import VerificationError
 from qcompiler.ir.builder import GraphBuilder
 from qcompiler.ir.program import Program, ValueSpec
@@ -226,6 +227,38 @@ def test_factors_that_leave_int8_are_rejected() -> None:
 
     with pytest.raises(VerificationError, match=r"'scale_groups'.*the result lies in \[-136, -128\], outside \[-128, 127\]"):
         analyze(program_of(build))
+
+
+def test_ends_of_a_hadamard_transform_are_reached() -> None:
+    """Sums of the ends by the signs of the matrix, for channels with ranges of their own."""
+    low, high = torch.tensor([-7, 0, 3, 100, -128, 5, 5, -1] * 3), torch.tensor([-7, 9, 120, 127, 127, 5, 6, 0] * 3)
+
+    def build(builder: GraphBuilder, x: fx.Node) -> fx.Node:
+        rows = builder.constant("rows", torch.stack([low, high]).to(torch.int8))
+        return builder.call(qc.hadamard.default, rows, 24, 3)
+
+    bounds = analyze(program := program_of(build))
+    node = next(node for node in program.graph.nodes if node.target is qc.hadamard.default)
+    signs = hadamard_matrix(24).T
+    ends = [torch.where(signs > 0, a - 3, 3 - b).sum(1) for a, b in ((low, high), (high, low))]
+    assert torch.equal(bounds[node].low.flatten(), ends[0]) and torch.equal(bounds[node].high.flatten(), ends[1])
+
+
+def test_zero_points_of_another_type_and_rows_of_17_bits_are_rejected() -> None:
+    with pytest.raises(VerificationError, match="its zero point 300 is no value of what it reads"):
+        analyze(program_of(lambda b, x: b.call(qc.hadamard.default, x, 8, 300)))
+
+    def normalized(size: int) -> Program:
+        """Sums of 2 size numbers up to 255."""
+
+        def build(builder: GraphBuilder, x: fx.Node) -> fx.Node:
+            return builder.call(qc.normalize.default, builder.call(qc.sum.default, x, [1, 2], False, 0), 32000, 0, True, "newton")
+
+        return program_of(build, size=size)
+
+    analyze(normalized(128))
+    with pytest.raises(VerificationError, match=r"its rows lie in \[0, 66300\], neither int16 nor uint16"):
+        analyze(normalized(130))
 
 
 def test_a_table_that_leaves_the_declared_type_is_rejected() -> None:

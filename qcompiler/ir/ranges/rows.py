@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 
-from qcompiler.arithmetic.hadamard import hadamard_matrix
+from qcompiler.arithmetic.hadamard import hadamard as transform
 from qcompiler.arithmetic.nonlinear import check_nonlinear
 from qcompiler.arithmetic.normalize import LARGEST_EPSILON
 from qcompiler.arithmetic.normalize import MAXIMUM_ROW as MAXIMUM_NORMALIZED_ROW
@@ -19,8 +18,8 @@ from qcompiler.arithmetic.softmax import MAXIMUM_ROW as MAXIMUM_SOFTMAX_ROW
 from qcompiler.errors import VerificationError
 from qcompiler.ir.edit import argument
 from qcompiler.ir.provenance import describe
-from qcompiler.ir.ranges.bounds import INT32_RANGE, Bounds, Known, constant_of, filled, largest_size, require
-from qcompiler.ir.types import IntegerRange
+from qcompiler.ir.ranges.bounds import INT32_RANGE, Bounds, Known, constant_of, dtype_range, filled, largest_size, require
+from qcompiler.ir.types import INT16, IntegerRange, IntegerType
 
 _INT16_DIFFERENCE = IntegerRange(-(1 << 16), (1 << 16) - 1)  # of a 16-bit integer and its zero point
 
@@ -41,8 +40,10 @@ def softmax(node: fx.Node, known: Known) -> Bounds:
 
 def normalize(node: fx.Node, known: Known) -> Bounds:
     """The form's own bound."""
-    x = known[argument(node, "x")].minus(argument(node, "zero_point"))
-    require(node, x, _INT16_DIFFERENCE, "x - zero_point", "requantize it to 16 bits first")
+    x = known[argument(node, "x")]
+    if not any(x.range.within(kind) for kind in (INT16, IntegerType(16, signed=False))):
+        raise VerificationError(f"{describe(node)}: its rows lie in {x.range}, neither int16 nor uint16; requantize them to 16 bits first")
+    require(node, x.minus(argument(node, "zero_point")), _INT16_DIFFERENCE, "x - zero_point", "choose a zero point of 16 bits")
     _check_row(node, MAXIMUM_NORMALIZED_ROW)
     if not 0 <= argument(node, "epsilon") <= LARGEST_EPSILON:
         raise VerificationError(f"{describe(node)}: its epsilon is outside [0, 2^61]; clamp it")
@@ -85,17 +86,19 @@ def embedding(node: fx.Node, known: Known) -> Bounds:
 
 
 def hadamard(node: fx.Node, known: Known) -> Bounds:
-    """As a product with +-1: high_j = sum of high_i where the entry is 1, less low_i where it is -1, over the channels of the block."""
-    block, zero_point = argument(node, "block"), argument(node, "zero_point")
-    channels = argument(node, "x").meta["val"].shape[-1]
-    x = known[argument(node, "x")].minus(zero_point)
-    require(node, x, _INT16_DIFFERENCE, "x - zero_point", "requantize it to 16 bits first")
-    low, high = (end.expand(channels).reshape(-1, block).double() for end in (x.along(-1).low, x.along(-1).high))
-    plus = (hadamard_matrix(block) == 1).double()
-    minus = 1.0 - plus
+    """As a product with +-1: high_j = sum of high_i where the entry is 1, less low_i where it is -1, over the channels of the block.
+
+    With c = low + high and d = high - low that is (c H + sum d) / 2, and low_j is (c H - sum d) / 2.
+    """
+    source, block, zero_point = (argument(node, name) for name in ("x", "block", "zero_point"))
+    kind = dtype_range(source.meta["val"].dtype)
+    if not kind.low <= zero_point <= kind.high:
+        raise VerificationError(f"{describe(node)}: its zero point {zero_point} is no value of what it reads; choose one that is")
+    channels, x = source.meta["val"].shape[-1], known[source].minus(zero_point).along(-1)
+    low, high = (end.expand(channels).reshape(-1, block).double() for end in (x.low, x.high))
+    middle, width = transform(low + high, block), (high - low).sum(-1, keepdim=True)  # exact: integers below 2^53
     shape = [1] * (node.meta["val"].ndim - 1) + [-1]
-    ends = (low @ plus - high @ minus, high @ plus - low @ minus)  # exact: integers below 2^53
-    bounds = Bounds(*(end.to(torch.int64).reshape(shape) for end in ends))
+    bounds = Bounds(*((end / 2).long().reshape(shape) for end in (middle - width, middle + width)))
     require(node, bounds, INT32_RANGE, "the sum of a block", "use smaller blocks or fewer bits")
     return bounds
 
