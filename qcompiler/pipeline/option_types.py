@@ -68,6 +68,11 @@ def convert(annotation: Annotation, value: object, place: str) -> object:
         raise PassError(f"{place}: expected {expected(annotation)}, got '{_shown(value)}'") from None
 
 
+def takes_tuple(annotation: Annotation) -> bool:
+    """Whether a tuple may be given."""
+    return _origin(annotation) is tuple or any(_origin(member) is tuple for member in get_args(annotation))
+
+
 def expected(annotation: Annotation) -> str:
     """The annotation in words: ``an integer``, ``one of high, narrow``, …"""
     if annotation in _WORDS:

@@ -82,7 +82,7 @@ def make_pass(name: str, options: Mapping[str, object]) -> Pass:
     for option in options:
         if option not in types:
             raise UnknownNameError(f"option of pass '{name}':", option, types)
-    values = {option: option_types.convert(types[option], value, f"pass '{name}', option '{option}'") for option, value in options.items()}
+    values = {option: convert_option(types[option], value, f"pass '{name}', option '{option}'") for option, value in options.items()}
     missing = [field.name for field in dataclasses.fields(pass_class) if field.name not in values and not option_types.has_default(field)]
     if missing:
         raise PassError(f"pass '{name}' needs the option '{missing[0]}': expected {option_types.expected(types[missing[0]])}")
@@ -90,6 +90,20 @@ def make_pass(name: str, options: Mapping[str, object]) -> Pass:
         return pass_class(**values)
     except QCompilerError as error:
         raise error.within(f"pass '{name}'") from None
+
+
+def convert_option(annotation: option_types.Annotation, value: object, place: str) -> object:
+    """``option_types.convert``, also of the text of a tuple, as ``(4,8)``.
+
+    Raises:
+        PassError: the value does not fit; the message starts with ``place``.
+    """
+    if isinstance(value, str) and option_types.takes_tuple(annotation) and value.lstrip().startswith("("):
+        try:
+            value = _Parser(value, "value").value()
+        except PassError as error:
+            raise error.within(place) from None
+    return option_types.convert(annotation, value, place)
 
 
 def _build(written: PassText) -> Pass:
@@ -103,8 +117,8 @@ def _build(written: PassText) -> Pass:
 class _Parser:
     """Recursive descent over the text; ``_at`` is the offset of the next character."""
 
-    def __init__(self, text: str) -> None:
-        self._text, self._at = text, 0
+    def __init__(self, text: str, what: str = "pipeline") -> None:
+        self._text, self._at, self._what = text, 0, what
 
     def pipeline(self) -> list[PassText]:
         passes = [self._pass()]
@@ -114,6 +128,14 @@ class _Parser:
         if self._at < len(self._text):
             self._fail("',' or the end")
         return passes
+
+    def value(self) -> RawValue:
+        """One value and nothing behind it."""
+        found = self._value()
+        self._skip_blanks()
+        if self._at < len(self._text):
+            self._fail("the end")
+        return found
 
     def _pass(self) -> PassText:
         column = self._column()
@@ -188,4 +210,4 @@ class _Parser:
 
     def _fail(self, what: str) -> NoReturn:
         rest = self._text[self._at : self._at + 12]
-        raise PassError(f"pipeline, column {self._at + 1}: expected {what}, got {repr(rest) if rest else 'the end'}")
+        raise PassError(f"{self._what}, column {self._at + 1}: expected {what}, got {repr(rest) if rest else 'the end'}")

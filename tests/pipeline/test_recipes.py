@@ -108,6 +108,18 @@ def test_an_option_of_several_passes_needs_the_name_of_one() -> None:
     assert override(passes, {"other.a": 4}) == [passes[0], OtherBits(a=4)]
 
 
+def test_tuples_as_text() -> None:
+    """As the command line gives them."""
+    passes = [make_pass("allocate", {})]
+    assert override(passes, {"activation_bits": "(4,8)"}) == override(passes, {"activation_bits": (4, 8)})
+    assert override(passes, {"pins": "( conv2d_3:w8, linear:w4a8 )"}) == override(passes, {"pins": ("conv2d_3:w8", "linear:w4a8")})
+    assert make_pass("allocate", {"bits": "(4)"}) == make_pass("allocate", {"bits": (4,)})
+    with pytest.raises(PassError, match=r"pass 'allocate', option 'pins': value, column 6: expected '\)', got the end"):
+        override(passes, {"pins": "(a:w8"})
+    with pytest.raises(PassError, match="pass 'allocate', option 'bits': expected a tuple .an integer, …., got '4,8'"):
+        override(passes, {"bits": "4,8"})
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(PassError, match="cannot be read"):
         load_recipe(tmp_path / "absent.yaml")

@@ -26,7 +26,7 @@ import yaml
 from qcompiler.errors import PassError, QCompilerError, UnknownNameError
 from qcompiler.pipeline import option_types
 from qcompiler.pipeline.contract import Pass
-from qcompiler.pipeline.text import parse_pipeline, split_pipeline
+from qcompiler.pipeline.text import convert_option, parse_pipeline, split_pipeline
 
 __all__ = ["Recipe", "Step", "choose_passes", "load_recipe", "override", "recipe_names"]
 
@@ -133,7 +133,7 @@ def _owner(passes: Sequence[Pass], key: str) -> str:
 
 def _with_option(item: Pass, option: str, value: object) -> Pass:
     place = f"pass '{item.name}', option '{option}'"
-    converted = option_types.convert(option_types.types_of(type(item))[option], value, place)
+    converted = convert_option(option_types.types_of(type(item))[option], value, place)
     try:
         return dataclasses.replace(item, **{option: converted})
     except QCompilerError as error:
