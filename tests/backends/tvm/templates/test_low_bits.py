@@ -76,6 +76,33 @@ def test_groups_with_factors(rows: int, outputs: int, dtype: str, bits: int, gro
     check(replace(linear(rows, inputs, outputs, dtype, NARROW), weight_bits=bits, weight_group=group), target)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("extreme", "dtype"), [(-128, "int8"), (127, "int8"), (255, "uint8")])
+def test_largest_sums_of_groups(extreme: int, dtype: str, target: str, check: Check) -> None:
+    """Products of 126 by the ends of the inputs, as many as int32 holds: the sums of groups, with what makes inputs unsigned, leave it."""
+    depth = (2**31 - 1) // (126 * max(abs(extreme), 128)) // 16 * 16
+
+    def change(case: Any) -> None:
+        case.input[:] = extreme
+        case.constants["weight"][:] = np.where(np.arange(32) % 2, 7, -7)[:, None, None, None]
+        case.constants["factors"][:] = 18
+        case.constants["bias"][:] = 0
+
+    check(replace(linear(1, depth, 32, dtype), weight_bits=4, weight_group=65536), target, change)
+    check(replace(linear(1, depth, 32, dtype), weight_bits=4, weight_group=16), target, change)
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-vnni"])
+def test_inputs_of_words_where_reading_weights_takes_longest(target: str, check: Check) -> None:
+    kernel = linear(1, 1030, 531, "int16", NARROW)
+    assert layout.matrix_layout(kernel, target).stored_bits == 8
+
+    def change(case: Any) -> None:
+        case.input[:] //= 16  # sums within int32
+
+    check(kernel, target, change)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_bytes_in_the_place_of_words(dtype: str, check: Check) -> None:
     """AVX2 multiplies words; where reading them takes longest, bytes are read and widened."""
