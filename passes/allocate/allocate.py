@@ -128,6 +128,7 @@ class Allocate(Pass):
 
         Raises:
             PassError: there is no budget.
+            AllocationError: no allocation keeps all constraints.
             CalibrationError, TargetError, UnknownNameError: a table does not fit, a pin names no item, there are no data to measure with.
         """
         if all(getattr(self, budget) is None for budget in BUDGETS):
@@ -138,6 +139,7 @@ class Allocate(Pass):
         budgets = self._budgets(program, items, context) if items.candidates else []
         if not budgets:
             return Stated(items, self.metric, Problem((), ()))
+        solve(make_problem(items, None, budgets, pins, self.ties))  # where nothing keeps the budgets it says so before anything is measured
         table = self._table(program, items, quantize, context)
         return Stated(items, table.metric, make_problem(items, table, budgets, pins, self.ties))
 

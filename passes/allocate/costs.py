@@ -30,17 +30,18 @@ def options_of(items: Items) -> dict[Item, tuple[int, ...]]:
     return {item: (items.fixed[item],) if item in items.fixed else items.candidates[item].bits for item in items.sizes}
 
 
-def variables(items: Items, table: SensitivityTable) -> tuple[Variable, ...]:
-    """An item each, by its text; fixed items lose nothing. ``table`` has a row for every candidate and bit-width (``table.check``)."""
+def variables(items: Items, table: SensitivityTable | None) -> tuple[Variable, ...]:
+    """An item each, by its text; fixed items lose nothing. ``table`` has a row for every candidate and bit-width; None: nothing is lost."""
     found = []
     for item, options in options_of(items).items():
-        lost = (0.0,) * len(options) if item in items.fixed else tuple(table.rows[item, bits] for bits in options)
+        known = None if item in items.fixed else table
+        lost = (0.0,) * len(options) if known is None else tuple(known.rows[item, bits] for bits in options)
         found.append(Variable(str(item), options, lost))
     return tuple(found)
 
 
-def make_problem(items: Items, table: SensitivityTable, budgets: Sequence[Budget], pins: Mapping[Item, int], ties: bool) -> Problem:
-    """The allocation problem. ``ties``: items that ``items.ties`` joins get equal bits."""
+def make_problem(items: Items, table: SensitivityTable | None, budgets: Sequence[Budget], pins: Mapping[Item, int], ties: bool) -> Problem:
+    """The allocation problem; without a table that of the constraints alone. ``ties``: items that ``items.ties`` joins get equal bits."""
     joined = tuple(tuple(map(str, tie.items)) for tie in items.ties) if ties else ()
     return Problem(variables(items, table), tuple(budgets), joined, {str(item): bits for item, bits in pins.items()})
 

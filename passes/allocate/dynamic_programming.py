@@ -150,7 +150,7 @@ def _stars(reduced: Reduced, budget: ReducedBudget) -> list[_Star]:
         if one in centres or any(leaf.number == one for found in leaves.values() for leaf in found):
             names = reduced.classes[one].names
             raise AllocationError(
-                f"dynamic programming needs pairs that share one side only, and '{names[0]}' is in several: use solver 'ilp'"
+                f"dynamic programming needs pairs that share one side only, and {names[0]} is in several: use solver 'ilp'"
             )
         costs = values.T + budget.unary.get(one, np.zeros(values.shape[0]))
         leaves.setdefault(other, []).append(_Leaf(one, costs, reduced.classes[one].sensitivities))

@@ -26,6 +26,9 @@ class Conflict:
 
 def find_conflict(problem: Problem, feasible: Feasible) -> Conflict:
     """The conflict in an infeasible problem; pins and ties are tried first, so that budgets are named where there is a choice."""
+    without_any = [problem.without(ties=problem.ties), problem.without(ties=problem.ties, pins=problem.pins)]
+    for smaller in without_any:  # mostly it is the budgets: hundreds of ties and pins are not tried one by one then
+        problem = problem if feasible(smaller) else smaller
     for tie in problem.ties:
         smaller = problem.without(ties=[tie])
         problem = problem if feasible(smaller) else smaller
@@ -41,7 +44,7 @@ def find_conflict(problem: Problem, feasible: Feasible) -> Conflict:
 def explain(problem: Problem, feasible: Feasible, least: Least) -> str:
     """One line: what conflicts, and for each budget in it the nearest limit that can be kept beside all other constraints."""
     conflict = find_conflict(problem, feasible)
-    others = [*(f"pin of '{name}' to {problem.pins[name]}" for name in conflict.pins), *(_tie(tie) for tie in conflict.ties)]
+    others = [*(f"pin of {name} to {problem.pins[name]}" for name in conflict.pins), *(_tie(tie) for tie in conflict.ties)]
     named = [problem.budget(name) for name in conflict.budgets]
     if len(named) == 1 and not others:
         (budget,) = named
@@ -66,4 +69,4 @@ def _limit(budget: Budget) -> str:
 
 
 def _tie(tie: tuple[str, ...]) -> str:
-    return f"tie of {', '.join(map(repr, tie))}"
+    return f"tie of {', '.join(tie)}"

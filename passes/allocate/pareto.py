@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from qcompiler.errors import QCompilerError
-from qcompiler.passes.allocate.problem import Problem, Solution
+from qcompiler.passes.allocate.problem import Problem, Solution, evaluate
 from qcompiler.passes.allocate.solver import Method, least, solve
 
 
@@ -41,8 +41,7 @@ def _limits(problem: Problem, budget: str, points: int) -> list[float]:
     unlimited = problem.with_limit(budget, float("inf"))
     smallest = least(unlimited, budget)
     relaxed = solve(replace(unlimited, budgets=tuple(item for item in unlimited.budgets if item.name != budget)))
-    position = {variable.name: {option: at for at, option in enumerate(variable.options)} for variable in problem.variables}
-    largest = problem.budget(budget).total(relaxed.chosen, position)
+    largest = evaluate(problem, relaxed.chosen, relaxed.method).costs[budget]
     if smallest is None:
         raise QCompilerError(f"no allocation keeps the constraints besides '{budget}'")
     return [float(limit) for limit in np.linspace(smallest, max(smallest, largest), points)]

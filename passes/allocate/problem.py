@@ -102,7 +102,7 @@ class Problem:
         for name, option in self.pins.items():
             if option not in options[name]:
                 allowed = ", ".join(map(str, options[name]))
-                raise AllocationError(f"'{name}' is pinned to {option}, which is not among its options: {allowed}")
+                raise AllocationError(f"{name} is pinned to {option}, which is not among its options: {allowed}")
         for budget in self.budgets:
             for cost in budget.costs:
                 _check_cost(budget, cost, options)
@@ -237,15 +237,15 @@ def _tied(problem: Problem) -> list[tuple[str, ...]]:
 def _make_class(names: tuple[str, ...], variables: Mapping[str, Variable], pins: Mapping[str, int]) -> Class:
     options = [option for option in variables[names[0]].options if all(option in variables[name].options for name in names)]
     if not options:
-        listed = "; ".join(f"'{name}': {', '.join(map(str, variables[name].options))}" for name in names)
+        listed = "; ".join(f"{name}: {', '.join(map(str, variables[name].options))}" for name in names)
         raise AllocationError(f"tied items have no option in common ({listed}): untie them or allow more bits")
     pinned = {name: pins[name] for name in names if name in pins}
     if len(set(pinned.values())) > 1:
-        listed = ", ".join(f"'{name}' to {option}" for name, option in pinned.items())
+        listed = ", ".join(f"{name} to {option}" for name, option in pinned.items())
         raise AllocationError(f"tied items are pinned to different options ({listed}): pin them alike or untie them")
     for name, option in pinned.items():
         if option not in options:
-            raise AllocationError(f"'{name}' is pinned to {option}, which items tied to it do not have: untie them or pin it otherwise")
+            raise AllocationError(f"{name} is pinned to {option}, which items tied to it do not have: untie them or pin it otherwise")
         options = [option]
     sensitivities = sum(np.array([_sensitivity(variables[name], option) for option in options]) for name in names)
     return Class(names, tuple(options), np.asarray(sensitivities, dtype=np.float64))

@@ -193,7 +193,7 @@ class _LinearProgram:
     def _round(self, relaxed: _Relaxed, margin: float) -> _Found | None:
         """A good allocation near the relaxation; None where that is not easy."""
         moves = Moves(self._reduced, self._positions(relaxed.values))
-        moves.limits = moves.limits - margin * np.abs(moves.limits)
+        moves.limits = moves.limits - margin * np.where(np.isfinite(moves.limits), np.abs(moves.limits), 0.0)
         if not moves.repair():
             return None
         moves.improve()

@@ -205,6 +205,14 @@ def test_mistakes_are_named(options: str, error: type[QCompilerError], message: 
     assert "\n" not in str(caught.value)
 
 
+def test_budgets_that_nothing_keeps_are_told_before_anything_is_measured() -> None:
+    """Without data nothing could be measured."""
+    options = "metric=loss,size=600,pins=(conv2d:w8,conv2d_1:w8)"
+    with pytest.raises(AllocationError, match="budget size = 600 bytes; pin of weight 'conv2d_1' to 8: raise size to") as caught:
+        PassManager(parse_pipeline(f"allocate{{{options}}}")).run(float_program())
+    assert "\n" not in str(caught.value)
+
+
 def test_a_table_without_a_row_says_which(tmp_path: Path) -> None:
     rows = {(item, bits): 4.0**-bits for item in find_items(float_program()).candidates for bits in (2, 4, 8)}
     SensitivityTable("by-hand", "", rows).save(tmp_path / "table.json")

@@ -145,8 +145,8 @@ def test_a_conflict_names_each_constraint_that_takes_part_and_no_other() -> None
     conflicting = Problem(given_problem.variables, given_problem.budgets, (("a0", "a1"),), {"w0": 8, "a0": 2})
     with pytest.raises(AllocationError) as error:
         solve(conflicting.with_limit("bops", 1e12))
-    assert "budget size" in str(error.value) and "pin of 'w0' to 8" in str(error.value)
-    assert "'a0'" not in str(error.value) and "bops" not in str(error.value)
+    assert "budget size" in str(error.value) and "pin of w0 to 8" in str(error.value)
+    assert "a0" not in str(error.value) and "bops" not in str(error.value)
 
 
 def test_budgets_that_only_together_cannot_be_kept() -> None:
@@ -166,7 +166,7 @@ def test_wrong_pins_and_ties_are_named() -> None:
     variables, budgets = given_problem.variables, given_problem.budgets
     with pytest.raises(UnknownNameError, match="unknown item 'w9': did you mean 'w"):
         Problem(variables, budgets, pins={"w9": 4})
-    with pytest.raises(AllocationError, match="'w0' is pinned to 5, which is not among its options: 2, 4, 8"):
+    with pytest.raises(AllocationError, match="w0 is pinned to 5, which is not among its options: 2, 4, 8"):
         Problem(variables, budgets, pins={"w0": 5})
     with pytest.raises(AllocationError, match="pinned to different options"):
         solve(Problem(variables, budgets, (("w0", "w1"),), {"w0": 4, "w1": 8}))
