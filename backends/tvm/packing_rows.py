@@ -14,14 +14,14 @@ Array = NDArray[np.generic]
 Integers = NDArray[np.int64]
 
 _GRANULE = 64  # channels: no vector reads past the last entry
-_ADDITION_ROLES = ("sum_pre_shift_a", "sum_multiplier_a", "sum_pre_shift_b", "sum_multiplier_b")
+ADDITION_ROLES = ("sum_pre_shift_a", "sum_multiplier_a", "sum_pre_shift_b", "sum_multiplier_b")
 _NARROWING_ROLES = ("narrow_pre_shift", "narrow_multiplier", "narrow_shift")
 
 
 def parameters(kernel: NormalizationKernel) -> tuple[Parameter, ...]:
     """The arrays in the kernel's order: those of the addition, of the affine part, of the narrower copy; all int32."""
     padded = -(-kernel.length // _GRANULE) * _GRANULE
-    names = {role: 1 for role in _ADDITION_ROLES if kernel.addition is not None}
+    names = {role: 1 for role in ADDITION_ROLES if kernel.addition is not None}
     if kernel.affine is not None:
         names |= dict.fromkeys(_affine_names(kernel.affine), padded)
     if isinstance(kernel.narrowing, RowAffine):

@@ -15,6 +15,7 @@ from tvm.tirx.script import builder as T
 
 from qcompiler.backends.tvm.kernels import ITEM_SIZE, Add, ElementwiseKernel, Lookup, Operand, Requantize, maximum
 from qcompiler.backends.tvm.templates import emission as e
+from qcompiler.backends.tvm.templates import rescaling
 from qcompiler.backends.tvm.templates import vectors as v
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.layout import Parameter
@@ -94,33 +95,24 @@ def _step(kernel: ElementwiseKernel, target: KernelTarget, buffers: list[Buffer]
         return loaded if v.element(loaded) == "int32" else e.cast(loaded, "int32")
 
     def scaled(number: int, pre_shift: int, zero_point: Expr, at: Expr) -> Expr:
-        value = load(number, at)
-        centred = value if e.is_zero(zero_point) else T.Bind(value - v.like(value, zero_point))
-        return v.multiply_halves(T.Bind(T.shift_left(centred, load(pre_shift, at))), load(pre_shift + 1, at))
+        value = rescaling.centred(load(number, at), zero_point)
+        return v.multiply_halves(T.Bind(T.shift_left(value, load(pre_shift, at))), load(pre_shift + 1, at))
+
+    def narrowed(value: Expr) -> Expr:
+        return value if kernel.output.dtype == "int32" else e.cast(value, kernel.output.dtype)
 
     def add(at: Expr) -> Expr:
         assert isinstance(operation, Add)  # chosen below
         both = T.Bind(scaled(0, 2, operation.zero_point_a, at) + scaled(1, 4, operation.zero_point_b, at))
         rounding, shift = v.like(both, e.half(operation.shift)), v.like(both, e.amount(operation.shift))
         rounded = T.Bind(T.shift_right(T.Bind(both + rounding), shift))
-        return _saturated(rounded, operation, kernel.output.dtype)
+        return narrowed(rescaling.saturated(rounded, operation.zero_point, operation.low, operation.high))
 
     def requantize(at: Expr) -> Expr:
         assert isinstance(operation, Requantize)  # chosen below
-        high, shift = scaled(0, 1, operation.input_zero_point, at), load(3, at)
-        one = v.like(high, 1)
-        rounding = T.Bind(T.shift_right(T.shift_left(one, shift), one))
-        return _saturated(T.Bind(T.shift_right(T.Bind(high + rounding), shift)), operation, kernel.output.dtype)
+        return narrowed(rescaling.requantized(load(0, at), operation, tuple(load(number, at) for number in (1, 2, 3))))
 
     return (add if isinstance(operation, Add) else requantize), lanes
-
-
-def _saturated(value: Expr, operation: Add | Requantize, dtype: str) -> Expr:
-    """Zero point, clamp, and the output's type; the bounds move instead of the value, which may be anything in 32 bits."""
-    zero_point = operation.zero_point
-    bounded = v.clamp(value, *e.centred_bounds(operation.low, operation.high, zero_point))
-    moved = bounded if e.is_zero(zero_point) else T.Bind(bounded + v.like(bounded, zero_point))
-    return moved if dtype == "int32" else e.cast(moved, dtype)
 
 
 def _look_up(kernel: ElementwiseKernel, buffers: list[Buffer], starts: list[Expr]) -> Callable[[Expr], Expr]:

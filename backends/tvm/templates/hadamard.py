@@ -89,8 +89,7 @@ class _Block:
     def _centred(self, at: Expr) -> Expr:
         loaded = e.load(self._buffers["operand"], at, self._lanes)
         value = loaded if v.element(loaded) == self._kind else e.cast(loaded, self._kind)
-        zero_point = self._kernel.zero_point
-        return value if e.is_zero(zero_point) else T.Bind(value - v.like(value, zero_point))
+        return rescaling.centred(value, self._kernel.zero_point)
 
     def _inside(self, vector: Expr, is_second: bool) -> Expr:
         """The transform of one vector, bit by bit of the lane: lane i takes the sum of lanes i and i ^ h, or their difference.

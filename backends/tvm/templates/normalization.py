@@ -27,6 +27,7 @@ from qcompiler.backends.tvm.kernels import Add, NormalizationKernel, Operand, Re
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates import vectors as v
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
+from qcompiler.backends.tvm.templates.rescaling import PARAMETERS, centred, requantized, saturated
 
 if TYPE_CHECKING:
     from qcompiler.backends.tvm.target import KernelTarget
@@ -162,7 +163,7 @@ class _Normalization:
                 if isinstance(kernel.narrowing, RowAffine):
                     values["narrow_output"] = self._affine(kernel.narrowing, value, self._affine_parameters("narrow_", at))
                 elif kernel.narrowing is not None:
-                    values["narrow_output"] = self._narrow(value, shared or self._narrowing_parameters(at))
+                    values["narrow_output"] = requantized(value, kernel.narrowing, shared or self._narrowing_parameters(at))
                 for name, place in places.items():
                     dtype = getattr(kernel, name).dtype
                     vector = values[name] if v.element(values[name]) == dtype else e.cast(values[name], dtype)
@@ -175,33 +176,21 @@ class _Normalization:
         return {name: e.load(buffer, at, self._lanes) for name, buffer in named.items() if buffer is not None}
 
     def _affine(self, affine: RowAffine, y: Expr, channel: Mapping[str, Expr]) -> Expr:
-        y = _centred(y, affine.input_zero_point)
+        y = centred(y, affine.input_zero_point)
         y = T.Bind(T.shift_left(y, channel["pre_shift"])) if "pre_shift" in channel else _shifted_left(y, affine.pre_shift)
         shift = channel["shift"] if affine.shift is None else v.like(y, e.amount(affine.shift))
         value = T.Bind(T.shift_right(v.multiply_halves(y, channel["multiplier"]) + channel["offset"], shift))
-        return _saturated(value, 0 if affine.offset_has_zero_point else affine.zero_point, affine.low, affine.high)
+        return saturated(value, 0 if affine.offset_has_zero_point else affine.zero_point, affine.low, affine.high)
 
     def _narrowing_parameters(self, at: Expr | None) -> tuple[Expr, ...]:
         """Pre-shift, multiplier and shift of these channels; with None those of all channels, if they share them."""
         kernel = self._kernel
         if not isinstance(kernel.narrowing, Requantize) or kernel.narrowing_per_channel != (at is not None):
             return ()
-        buffers = [self._buffers[f"narrow_{name}"] for name in ("pre_shift", "multiplier", "shift")]
+        buffers = [self._buffers[f"narrow_{name}"] for name in PARAMETERS]
         if at is None:
             return tuple(v.splat(T.Bind(buffer[0]), self._lanes) for buffer in buffers)
         return tuple(e.load(buffer, at, self._lanes) for buffer in buffers)
-
-    def _narrow(self, value: Expr, parameters: tuple[Expr, ...]) -> Expr:
-        narrowing = self._kernel.narrowing
-        assert isinstance(narrowing, Requantize)  # the caller's guard
-        pre_shift, multiplier, shift = parameters
-        centred = _centred(value, narrowing.input_zero_point)
-        if narrowing.form == "high":
-            scaled = v.multiply_halves(T.Bind(T.shift_left(centred, pre_shift)), multiplier)
-        else:
-            word = v.clamp(_rounding_shift(centred, pre_shift), -(2**15), 2**15 - 1)
-            scaled = T.Bind(T.shift_right(T.Bind(word * multiplier + v.like(word, 1 << 14)), v.like(word, 15)))
-        return _saturated(_rounding_shift(scaled, shift), narrowing.zero_point, narrowing.low, narrowing.high)
 
     # The sum before
 
@@ -211,7 +200,7 @@ class _Normalization:
         assert kernel.addend is not None  # comes with the addition
         addend, total = kernel.addend, kernel.total
         sums = e.scratch(_BLOCK * padded, "int16") if total is None else self._buffers["total"]
-        parameters = [v.splat(T.Bind(self._buffers[name][0]), self._lanes) for name in _ADDITION_PARAMETERS]
+        parameters = [v.splat(T.Bind(self._buffers[name][0]), self._lanes) for name in packing_rows.ADDITION_ROLES]
 
         def place(row: Expr) -> Expr:
             return T.Bind(row * padded) if total is None else start(total, row)
@@ -228,7 +217,7 @@ class _Normalization:
                 other = v.multiply_halves(T.Bind(T.shift_left(b, parameters[2])), parameters[3])
                 both = T.Bind(high + other + v.like(high, e.half(addition.shift)))
                 rounded = T.Bind(T.shift_right(both, v.like(both, e.amount(addition.shift))))
-                value = _saturated(rounded, addition.zero_point, addition.low, addition.high)
+                value = saturated(rounded, addition.zero_point, addition.low, addition.high)
                 v.store(sums, result + at, e.cast(value, "int16" if total is None else total.dtype), rest)
 
             v.over_row(self._length, self._lanes, step)
@@ -308,24 +297,5 @@ def _reciprocal_root(value: Expr) -> Expr:
     return root
 
 
-_ADDITION_PARAMETERS = ("sum_pre_shift_a", "sum_multiplier_a", "sum_pre_shift_b", "sum_multiplier_b")
-
-
-def _saturated(value: Expr, zero_point: Expr, low: Expr, high: Expr) -> Expr:
-    """``clamp(value + zero_point)`` without leaving int32: the bounds move instead of the value."""
-    bounded = v.clamp(value, *e.centred_bounds(low, high, zero_point))
-    return bounded if e.is_zero(zero_point) else T.Bind(bounded + v.like(bounded, zero_point))
-
-
-def _centred(value: Expr, zero_point: Expr) -> Expr:
-    return value if e.is_zero(zero_point) else T.Bind(value - v.like(value, zero_point))
-
-
 def _shifted_left(value: Expr, shift: Expr) -> Expr:
     return value if e.is_zero(shift) else T.Bind(T.shift_left(value, v.like(value, e.amount(shift))))
-
-
-def _rounding_shift(value: Expr, shift: Expr) -> Expr:
-    """``(value + 2^(shift - 1)) >> shift``; a shift of 0 has no rounding term."""
-    one = v.like(value, 1)
-    return T.Bind(T.shift_right(T.Bind(value + T.shift_right(T.shift_left(one, shift), one)), shift))

@@ -21,18 +21,26 @@ def shared_parameters(buffers: dict[str, Buffer], lanes: int) -> tuple[Expr, ...
 
 
 def requantized(value: Expr, operation: Requantize, parameters: tuple[Expr, ...]) -> Expr:
-    """``clamp(round(value * factor) + zero_point)`` as int32 lanes; the bounds move instead of the value, which may be anything."""
+    """``clamp(round((value - input_zero_point) * factor) + zero_point)`` as int32 lanes."""
     pre_shift, multiplier, shift = parameters
-    if not e.is_zero(operation.input_zero_point):
-        value = T.Bind(value - v.like(value, operation.input_zero_point))
+    value = centred(value, operation.input_zero_point)
     if operation.form == "high":
         scaled = v.multiply_halves(T.Bind(T.shift_left(value, pre_shift)), multiplier)
     else:
         word = v.clamp(_rounding_shift(value, pre_shift), *_WORD)
         scaled = T.Bind(T.shift_right(T.Bind(word * multiplier + v.like(word, 1 << 14)), v.like(word, 15)))
-    bounds = e.centred_bounds(operation.low, operation.high, operation.zero_point)
-    bounded = v.clamp(_rounding_shift(scaled, shift), *bounds)
-    return bounded if e.is_zero(operation.zero_point) else T.Bind(bounded + v.like(bounded, operation.zero_point))
+    return saturated(_rounding_shift(scaled, shift), operation.zero_point, operation.low, operation.high)
+
+
+def saturated(value: Expr, zero_point: Expr, low: Expr, high: Expr) -> Expr:
+    """``clamp(value + zero_point)`` without leaving int32: the bounds move instead of the value, which may be anything."""
+    bounded = v.clamp(value, *e.centred_bounds(low, high, zero_point))
+    return bounded if e.is_zero(zero_point) else T.Bind(bounded + v.like(bounded, zero_point))
+
+
+def centred(value: Expr, zero_point: Expr) -> Expr:
+    """Less the zero point; no instruction where that is 0."""
+    return value if e.is_zero(zero_point) else T.Bind(value - v.like(value, zero_point))
 
 
 def _rounding_shift(value: Expr, shift: Expr) -> Expr:
