@@ -415,11 +415,13 @@ def correlate(
         raise typer.BadParameter(f"--kind takes {' or '.join(ITEM_KINDS)}, got '{kind}'")
 
     tables = SensitivityTable.load(first), SensitivityTable.load(second)
-    widths = [bits] if bits is not None else sorted({width for _, width in tables[0].rows} & {width for _, width in tables[1].rows})
-    for each in (each for each in ITEM_KINDS if kind in (None, each) and any(item.kind == each for item in tables[0].items)):
-        for width in widths:
-            found = rank_correlation(*tables, bits=width, kind=each)
-            typer.echo(f"{each}s at {width} bits: Spearman {found.spearman:+.3f}, Kendall {found.kendall:+.3f}, {found.rows} rows")
+    common = {(item.kind, width) for item, width in tables[0].rows.keys() & tables[1].rows.keys()}
+    asked = [row for row in common if kind in (None, row[0]) and bits in (None, row[1])]
+    if not asked:
+        raise CalibrationError(f"'{first}' and '{second}' have no such rows in common: measure one at the items and bits of the other")
+    for each, width in sorted(asked, key=lambda row: (ITEM_KINDS.index(row[0]), row[1])):
+        found = rank_correlation(*tables, bits=width, kind=each)
+        typer.echo(f"{each}s at {width} bits: Spearman {found.spearman:+.3f}, Kendall {found.kendall:+.3f}, {found.rows} rows")
 
 
 @contextlib.contextmanager

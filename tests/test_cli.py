@@ -247,6 +247,9 @@ def test_sensitivity_tables_are_measured_and_compared(command: Command, folder: 
         assert done.out.endswith(f"{name}: {metric.partition('{')[0]} of 2 weights and 3 activations at 4, 8 bits\n")
     compared = command("correlate", "first.csv", "second.json", "--bits", "4", "--kind", "activation")
     assert re.fullmatch(r"activations at 4 bits: Spearman [+-][\d.]+, Kendall [+-][\d.]+, 3 rows\n", compared.out), compared.err
+    (folder / "other.csv").write_text("kind,name,bits,sensitivity\nweight,other,4,1\n")
+    refused = command("correlate", "first.csv", "other.csv")
+    assert refused.status == 1 and refused.err.startswith("error: 'first.csv' and 'other.csv' have no such rows in common: measure one")
 
 
 @pytest.mark.parametrize(
