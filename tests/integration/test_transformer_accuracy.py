@@ -27,9 +27,9 @@ def images(assets: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "most_lost", "least_sqnr"), [("int8", 0.006, 31.0), ("repq-vit-w4a4", 0.02, 13.5)])
+@pytest.mark.parametrize(("recipe", "most_lost", "least_sqnr"), [("int8", 3, 31.0), ("repq-vit-w4a4", 10, 13.5)])
 def test_vit_with_spread_channels(
-    assets: Path, images: tuple[torch.Tensor, torch.Tensor], recipe: str, most_lost: float, least_sqnr: float
+    assets: Path, images: tuple[torch.Tensor, torch.Tensor], recipe: str, most_lost: int, least_sqnr: float
 ) -> None:
     model, data = results.load_vit(assets, spread=True), results.vit_calibration(assets)
     program = qc.quantize(qc.capture(model, (data[0][:2],)), data, recipe=recipe)
@@ -39,7 +39,7 @@ def test_vit_with_spread_channels(
     with torch.no_grad():
         expected = torch.cat([model(batch) for batch in batches])
     found = torch.cat([program(batch) for batch in batches])
-    right, integer = (float((logits.argmax(1) == labels).double().mean()) for logits in (expected, found))
+    right, integer = (int((logits.argmax(1) == labels).sum()) for logits in (expected, found))
     assert right - integer <= most_lost
     assert signal_to_noise([expected], [found]) >= least_sqnr
 
