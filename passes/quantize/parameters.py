@@ -79,7 +79,8 @@ def quantize_grouped_weight(
     """
     bits = observer.bits
     widest = arithmetic.largest_factor(bits) * ((1 << (bits - 1)) - 1)
-    covering = weight.detach().reshape(weight.shape[0], -1).abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / widest
+    largest = weight.detach().reshape(weight.shape[0], -1).abs().amax(1)
+    covering = torch.tensor(arithmetic.scale_and_zero_point(-largest, largest, INT8, symmetric=True)[0]) * (INT8.high / widest)
     least_scale = _least_scale(weight, bias, input_type, observer.axis)
     chosen: GroupedWeight | None = None
     least = torch.full_like(covering, torch.inf)

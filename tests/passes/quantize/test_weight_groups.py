@@ -53,6 +53,22 @@ def integer(network: tuple[Program, Tensor], **options: Any) -> Program:
     return quantize(program, [x], recipe="int8", options={f"quantize.{name}": value for name, value in options.items()})
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_channels_without_weights(bias: bool) -> None:
+    """As pruning leaves them: any scale serves, of a size that its product with the input's is one too."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(16, 32, bias=bias), nn.ReLU(), nn.Linear(32, 8, bias=bias))
+    with torch.no_grad():
+        layers[0].weight[3], layers[2].weight[5], layers[2].weight[1] = 0.0, 0.0, 1e-30
+    x = torch.randn(64, 16) * 1e-4
+    program = quantize(
+        capture(layers.eval(), (x,), dynamic_batch=True), [x], recipe="int8", options={"quantize.w": 4, "quantize.weight_group": 4}
+    )
+    found, want = program(x), layers(x).detach()
+    assert len(groups(program)) == 2
+    torch.testing.assert_close(found, want, rtol=0.0, atol=0.2 * float(want.abs().max()))
+
+
 def groups(program: Program) -> list[torch.fx.Node]:
     return list(edit.calls(program.graph, qc.scale_groups.default))
 
