@@ -120,7 +120,10 @@ def _site(product: fx.Node) -> _Site:
         raise Declined("queries and keys broadcast")
     for side in (queries, keys):
         check_only_read_by(side, [product])
-    return _Site(product, queries, keys)
+    site = _Site(product, queries, keys)
+    if len(site.pairs) > len(queries.groups):
+        raise Declined("a head of queries meets several heads of keys, whose rotations may differ")
+    return site
 
 
 def _objective(site: _Site, pair: Pair, rows: dict[str, torch.Tensor]) -> Objective | None:

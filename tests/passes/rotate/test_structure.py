@@ -69,6 +69,33 @@ def test_channels_of_linear_bottlenecks_rotate(network_of: Callable[..., Any]) -
         assert network.text_of_weights(after) != network.text_of_weights(network.program)
 
 
+class Scores(nn.Module):
+    """Queries and keys with so many heads of 8; those of the fewer ones serve several."""
+
+    def __init__(self, query_heads: int, key_heads: int) -> None:
+        super().__init__()
+        self.heads = max(query_heads, key_heads)
+        self.query, self.key = nn.Linear(16, 8 * query_heads), nn.Linear(16, 8 * key_heads)
+
+    def split(self, x: Tensor) -> Tensor:
+        heads = x.unflatten(-1, (-1, 8)).transpose(1, 2)
+        count = heads.shape[1]
+        return heads[:, :, None].expand(-1, -1, self.heads // count, -1, -1).reshape(x.shape[0], self.heads, x.shape[1], 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.split(self.query(x)) @ self.split(self.key(x)).transpose(-1, -2)).softmax(-1)
+
+
+@pytest.mark.parametrize("kind", ["hadamard", "pca"])
+@pytest.mark.parametrize(("heads", "note"), [((4, 2), "4 pairs of heads of 8"), ((2, 4), "meets several heads of keys")])
+def test_heads_that_serve_several(heads: tuple[int, int], note: str, kind: str, network_of: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    network = network_of(Scores(*heads), torch.randn(2, 5, 16))
+    after = network.after(f"rotate-query-key{{kind={kind}}}")
+    assert note in network.notes(after)
+    assert network.difference(after) < TOLERANCE
+
+
 def test_relu_behind_the_sum_is_the_reason(network_of: Callable[..., Any]) -> None:
     network = network_of(Residual(), torch.randn(2, 8, 6, 6))
     after = network.after("rotate-residual-stream")
