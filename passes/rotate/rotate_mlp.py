@@ -22,6 +22,7 @@ from torch import fx
 
 from qcompiler.arithmetic.hadamard import block_of, hadamard_matrix
 from qcompiler.ir import edit, elementwise
+from qcompiler.ir.channels import MOVES
 from qcompiler.ir.layers import as_layer, is_layer, write_layer
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
@@ -122,12 +123,9 @@ def _channels(source: fx.Node) -> int:
     return int(source.meta["val"].shape[-1])
 
 
-_MOVES = (_aten.reshape.default, _aten.permute.default, _aten.slice.Tensor, _aten.expand.default, _aten.flatten.using_ints)
-
-
 def _origin(value: fx.Node) -> fx.Node:
     """Where the elements of a value were computed, before they were moved."""
-    while value.target in _MOVES and isinstance(value.args[0], fx.Node):
+    while value.target in MOVES and isinstance(value.args[0], fx.Node):
         value = value.args[0]
     return value
 
