@@ -28,7 +28,7 @@ from qcompiler.ir.provenance import provenance_of
 from qcompiler.ir.sizes import expression, symbols_of
 from qcompiler.ir.types import DynamicSize, Precision
 from qcompiler.passes.quantize.grouping import ValueGroups, Width
-from qcompiler.passes.quantize.precision import Allocation
+from qcompiler.passes.quantize.precision import Precisions
 from qcompiler.passes.quantize.quantize import Quantize
 from qcompiler.passes.quantize.rules import SUMS, WEIGHT_AXIS, Role, role_of
 from qcompiler.sensitivity import Item
@@ -160,7 +160,7 @@ class _Finder:
 
     def fixed(self) -> dict[Item, int]:
         """Items whose bits do not follow the options ``w`` and ``a``: rule 3."""
-        few, more = (Allocation(self._program.graph, self._groups, replace(self._quantize, w=bits, a=bits).bits()) for bits in (2, 3))
+        few, more = (Precisions(self._program.graph, self._groups, replace(self._quantize, w=bits, a=bits).bits()) for bits in (2, 3))
         found: dict[Item, int] = {}
         for layer in self._layers:
             if few.weight(layer) == more.weight(layer):

@@ -43,7 +43,7 @@ class Bits:
     symmetric: bool
 
 
-class Allocation:
+class Precisions:
     """The bits of the values and weights of one graph."""
 
     def __init__(self, graph: fx.Graph, groups: ValueGroups, bits: Bits) -> None:

@@ -27,7 +27,7 @@ from qcompiler.passes.quantize.parameters import (
     quantize_weight,
     with_headroom,
 )
-from qcompiler.passes.quantize.precision import Allocation, Bits
+from qcompiler.passes.quantize.precision import Bits, Precisions
 from qcompiler.passes.quantize.rules import CONSUMES_CONSTANTS, NORMALIZATIONS, WEIGHT_AXIS, Role, role_of, scaling_factor
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult, Promise
 
@@ -104,9 +104,9 @@ class Quantize(Pass):
 
     def statistics(self, program: Program) -> Sequence[StatisticRequest]:
         groups = self.value_groups(program)
-        allocation = Allocation(program.graph, groups, self.bits())
+        precisions = Precisions(program.graph, groups, self.bits())
         requests = [
-            StatisticRequest(node.name, self._observer(allocation.value(node, width).bits), _label(node, width))
+            StatisticRequest(node.name, self._observer(precisions.value(node, width).bits), _label(node, width))
             for node, width in _representatives(groups)
             if node.target is not _aten.softmax.int
         ]
@@ -115,14 +115,14 @@ class Quantize(Pass):
     def run(self, program: Program, context: PassContext) -> PassResult:
         result = edit.copy(program).replace(stage=Stage.QDQ)
         groups = self.value_groups(result)
-        allocation = Allocation(result.graph, groups, self.bits())
+        precisions = Precisions(result.graph, groups, self.bits())
         result = result.replace(inputs=whole_numbers.input_ranges(result, context.statistics))
         codings = coded_values(result, groups, context, self._codings())
-        types = self._rounded_types(groups, allocation, context.statistics)
+        types = self._rounded_types(groups, precisions, context.statistics)
         coded = {(node, Width.NARROW): codings[owner].quantized for node, owner in groups.narrow.items() if owner in codings}
         types |= coded | {(node, width): found for node, found in whole_numbers.types(result).items() for width in Width}
         for node in list(result.graph.nodes):
-            self._quantize_operands(node, groups, allocation, types)
+            self._quantize_operands(node, groups, precisions, types)
         _note_types(groups, types)
         for node in groups.widths:
             _insert_roundings(node, groups, types, codings, self.name)
@@ -170,10 +170,10 @@ class Quantize(Pass):
 
     # ---- types -----------------------------------------------------------------------------------------------------------------
 
-    def _rounded_types(self, groups: ValueGroups, allocation: Allocation, statistics: Mapping[str, Observation]) -> Types:
+    def _rounded_types(self, groups: ValueGroups, precisions: Precisions, statistics: Mapping[str, Observation]) -> Types:
         decided: Types = {}
         for node, width in _representatives(groups):
-            integer = allocation.value(node, width)
+            integer = precisions.value(node, width)
             if node.target is _aten.softmax.int:
                 decided[node, width] = probability_type(integer.bits)
                 continue
@@ -187,25 +187,25 @@ class Quantize(Pass):
         narrow = {(node, Width.NARROW): decided[owner, Width.NARROW] for node, owner in groups.narrow.items()}
         return narrow | {(node, Width.WIDE): decided[owner, Width.WIDE] for node, owner in groups.wide.items()}
 
-    def _quantize_operands(self, node: fx.Node, groups: ValueGroups, allocation: Allocation, types: Types) -> None:
+    def _quantize_operands(self, node: fx.Node, groups: ValueGroups, precisions: Precisions, types: Types) -> None:
         """Round the constants that ``node`` computes with; note the type of its result where that follows from the operands."""
         if node.op != "call_function" or node not in groups.widths or node in groups.without_integer_form:
             return
         if node.target in WEIGHT_AXIS:
-            self._quantize_layer(node, groups, allocation, types)
+            self._quantize_layer(node, groups, precisions, types)
         elif edit.is_call(node, _aten.embedding.default):
             self._quantize_table(node, types)
         elif node.target not in CONSUMES_CONSTANTS:
-            self._quantize_constants(node, groups, allocation, types)
+            self._quantize_constants(node, groups, precisions, types)
         if node in groups.exact:
             _derive_type(node, groups, types)
 
-    def _quantize_constants(self, node: fx.Node, groups: ValueGroups, allocation: Allocation, types: Types) -> None:
+    def _quantize_constants(self, node: fx.Node, groups: ValueGroups, precisions: Precisions, types: Types) -> None:
         for constant in _constant_operands(node):
             values = edit.constant_value(constant)
             assert values is not None  # it is a constant
             wide = Width.WIDE in groups.widths[node] or (node.target is _aten.mul.Tensor and _normalizes(node.graph))
-            integer = allocation.constant(Width.WIDE if wide and self.residual_bits > self.a else Width.NARROW)
+            integer = precisions.constant(Width.WIDE if wide and self.residual_bits > self.a else Width.NARROW)
             quantized = quantize_constant(values, integer, self.symmetric or integer.bits > _BYTE)
             replace_operand(node, constant, quantized, self.name)
             if node in groups.exact:
@@ -221,12 +221,12 @@ class Quantize(Pass):
         replace_operand(node, constant, quantized, self.name)
         types |= {(node, width): quantized.quantized for width in Width}
 
-    def _quantize_layer(self, node: fx.Node, groups: ValueGroups, allocation: Allocation, types: Types) -> None:
+    def _quantize_layer(self, node: fx.Node, groups: ValueGroups, precisions: Precisions, types: Types) -> None:
         source, weight_node = node.args[0], node.args[1]
         weight, bias = edit.constant_value(weight_node), edit.constant_value(edit.argument(node, "bias"))
         assert isinstance(source, fx.Node) and isinstance(weight_node, fx.Node) and weight is not None  # what role_of asks for
         axis = WEIGHT_AXIS[node.target] if self.per_channel else None
-        spec = ObserverSpec(self.weight_observer, axis=axis, bits=allocation.weight(node), symmetric=True)
+        spec = ObserverSpec(self.weight_observer, axis=axis, bits=precisions.weight(node), symmetric=True)
         input_type = types[source, groups.width_read(source, node)]
         weight_type = self._replace_weight(node, weight_node, weight, bias, input_type, spec)
         if node in groups.internal:
