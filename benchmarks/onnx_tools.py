@@ -156,7 +156,7 @@ def outcome(model: onnx.ModelProto, images: torch.Tensor) -> str:
     except QCompilerError as error:
         return f"declined: {error}"
     added = sum(len(record.notes) for record in integer.history if record.name == "quantize-rest")
-    found, expected = integer(images), _reference(model, images)
+    (found,), expected = integer.run(images), _reference(model, images)
     noise = 10 * float(torch.log10((expected**2).sum() / ((found - expected) ** 2).sum()))
     same = int((found.argmax(1) == expected.argmax(1)).sum())
     return f"integers; {added} values beyond the file; {noise:.1f} dB, {same} of {len(images)} predictions of onnxruntime"
@@ -182,7 +182,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "float.onnx"
             axes = {"input": {0: "batch"}, "output": {0: "batch"}}
-            names = {"input_names": ["input"], "output_names": ["output"], "dynamic_axes": axes}
+            names: dict[str, Any] = {"input_names": ["input"], "output_names": ["output"], "dynamic_axes": axes}
             torch.onnx.export(module.eval(), (images[:2],), source, dynamo=False, opset_version=17, **names)
             for tool in arguments.tools:
                 for name, make in TOOLS[tool]().items():
