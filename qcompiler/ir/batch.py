@@ -41,6 +41,11 @@ _WORKS_ALONG: Mapping[object, str] = {
     _aten.softmax.int: "dim",
     _aten.log_softmax.int: "dim",
     _aten.cumsum.default: "dim",
+    _aten.cumprod.default: "dim",
+    _aten.argsort.stable: "dim",
+    _aten.gather.default: "dim",
+    _aten.scatter.src: "dim",
+    _aten.scatter_reduce.two: "dim",
     _aten.roll.default: "dims",
     _aten.glu.default: "dim",
 }
