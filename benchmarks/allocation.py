@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 import qcompiler as qc
-from allocation_study import BITS, NETWORKS, Accuracy, Study
+from allocation_study import BITS, NETWORKS, Accuracy, NetworkStudy
 from qcompiler.documents import replaced
 from qcompiler.latency import Machine, profile
 from qcompiler.measure import latency
@@ -45,7 +45,7 @@ console = Console(stderr=True)
 # ---- accuracy ---------------------------------------------------------------------------------------------------------------------
 
 
-def accuracy_table(studies: Sequence[Study], metrics: Sequence[str], draws: int) -> str:
+def accuracy_table(studies: Sequence[NetworkStudy], metrics: Sequence[str], draws: int) -> str:
     """One row a metric and solver, then what they are compared with; top-1 in % and SQNR of the logits in dB."""
     lines = [f"| | {' | '.join(study.network.title for study in studies)} |", f"|---{'|---' * len(studies)}|"]
     for metric in metrics:
@@ -62,7 +62,7 @@ def accuracy_table(studies: Sequence[Study], metrics: Sequence[str], draws: int)
     return "\n".join(lines)
 
 
-def verdict(studies: Sequence[Study], metrics: Sequence[str], draws: int) -> str:
+def verdict(studies: Sequence[NetworkStudy], metrics: Sequence[str], draws: int) -> str:
     """Where the program is beaten by the median of the random draws, and by how much it beats uniform 4-bit weights."""
     lines = ["| | least gain over median random, dB (metric) | gain over uniform W4, dB: least, median, best |", "|---|---|---|"]
     for study in studies:
@@ -81,7 +81,7 @@ def verdict(studies: Sequence[Study], metrics: Sequence[str], draws: int) -> str
     return "\n".join(lines)
 
 
-def after_table(studies: Sequence[Study]) -> str:
+def after_table(studies: Sequence[NetworkStudy]) -> str:
     """What reconstruction and retuning give after allocation."""
     lines = [f"| | {' | '.join(study.network.title for study in studies)} |", f"|---{'|---' * len(studies)}|"]
     for name, chosen in ((f"`{FRONT_METRIC}`, ILP", None), ("uniform W4", 4)):
@@ -94,7 +94,7 @@ def after_table(studies: Sequence[Study]) -> str:
     return "\n".join(lines)
 
 
-def _random_rows(studies: Sequence[Study], draws: int) -> list[str]:
+def _random_rows(studies: Sequence[NetworkStudy], draws: int) -> list[str]:
     found = [_drawn(study, draws) for study in studies]
     rows = []
     for name, choose in (("best", max), ("median", statistics.median), ("worst", min)):
@@ -103,12 +103,12 @@ def _random_rows(studies: Sequence[Study], draws: int) -> list[str]:
     return rows
 
 
-def _drawn(study: Study, draws: int) -> list[Accuracy]:
+def _drawn(study: NetworkStudy, draws: int) -> list[Accuracy]:
     chosen = study.random_draws(draws, AVERAGE)
     return [_evaluated(study, bits, f"random draw {number}") for number, bits in enumerate(chosen)]
 
 
-def _evaluated(study: Study, bits: Mapping[Item, int], what: str, passes: str = "") -> Accuracy:
+def _evaluated(study: NetworkStudy, bits: Mapping[Item, int], what: str, passes: str = "") -> Accuracy:
     found = study.evaluate(bits, passes)
     console.print(f"{study.name}: {what}: {found.top1:.2f} %, {found.sqnr:.2f} dB at {study.average(bits):.3f} bits", highlight=False)
     return found
@@ -125,7 +125,7 @@ def _row(name: str, cells: Sequence[str]) -> str:
 # ---- front ------------------------------------------------------------------------------------------------------------------------
 
 
-def draw_front(studies: Sequence[Study], draws: int, path: Path) -> None:
+def draw_front(studies: Sequence[NetworkStudy], draws: int, path: Path) -> None:
     """SQNR of the logits against average bits: the program, uniform bits, random draws. Needs matplotlib (extra ``examples``)."""
     import matplotlib
 
@@ -140,7 +140,7 @@ def draw_front(studies: Sequence[Study], draws: int, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
-def _draw(axis: Any, study: Study, draws: int) -> None:
+def _draw(axis: Any, study: NetworkStudy, draws: int) -> None:
     allocated = [study.bits_of(solve(study.problem(FRONT_METRIC, average)).chosen) for average in FRONT]
     uniform = [study.uniform(bits) for bits in BITS]
     for label, chosen, style in (("ILP", allocated, "o-"), ("uniform", uniform, "s--")):
@@ -164,7 +164,7 @@ def _draw(axis: Any, study: Study, draws: int) -> None:
 # ---- latency ----------------------------------------------------------------------------------------------------------------------
 
 
-def latency_table(studies: Sequence[Study], seconds: float) -> str:
+def latency_table(studies: Sequence[NetworkStudy], seconds: float) -> str:
     """Predicted and measured milliseconds of a call with one sample, one thread."""
     lines = ["| | bits | predicted ms | measured ms | difference |", "|---|---|---|---|---|"]
     for study in studies:
@@ -179,7 +179,7 @@ def latency_table(studies: Sequence[Study], seconds: float) -> str:
     return "\n".join([*lines, "", f"{machine.cpu}, target {machine.target}, one thread."])
 
 
-def _timed_allocations(study: Study) -> list[tuple[str, Mapping[Item, int]]]:
+def _timed_allocations(study: NetworkStudy) -> list[tuple[str, Mapping[Item, int]]]:
     draw = random.Random(1)
     return [
         ("W8", study.uniform(8)),
@@ -189,7 +189,7 @@ def _timed_allocations(study: Study) -> list[tuple[str, Mapping[Item, int]]]:
     ]
 
 
-def _measured(study: Study, bits: Mapping[Item, int], seconds: float) -> float:
+def _measured(study: NetworkStudy, bits: Mapping[Item, int], seconds: float) -> float:
     integers = qc.quantize(with_bits(study.program, bits), study.data, passes="quantize,lower-integer,optimize")
     module = qc.compile(integers, threads=1)
     sample = study.network.calibration[0][:1]
@@ -227,7 +227,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not chosen.output.exists():
         parser.error(f"there is no document '{chosen.output}' with the marks that tables go between")
     torch.set_num_threads(chosen.threads)
-    studies = [Study(name, NETWORKS[name](chosen.assets, chosen.images), chosen.results / name, _progress()) for name in chosen.networks]
+    studies = [
+        NetworkStudy(name, NETWORKS[name](chosen.assets, chosen.images), chosen.results / name, _progress()) for name in chosen.networks
+    ]
     if "latency" in chosen.only:
         write(chosen.output, "latency", latency_table(studies, chosen.seconds))
     if "accuracy" in chosen.only:

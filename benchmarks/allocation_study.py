@@ -23,6 +23,7 @@ import qcompiler as qc
 from accuracy import cifar_task, imagenet_task
 from models import resnet_cifar, vit
 from qcompiler.calibration.data import CalibrationData
+from qcompiler.files import replacing
 from qcompiler.ir.program import Program
 from qcompiler.passes.allocate.costs import average_budget, make_problem
 from qcompiler.passes.allocate.items import Items, find_items, with_bits
@@ -104,7 +105,7 @@ NETWORKS: dict[str, Callable[[Path, int], Network]] = {
 }
 
 
-class Study:
+class NetworkStudy:
     """What is known about one network, in ``folder``; what is not known is measured when it is asked for."""
 
     def __init__(self, name: str, network: Network, folder: Path, progress: Progress) -> None:
@@ -182,7 +183,8 @@ class Study:
         if key not in kept:
             found = self._measure(self._quantized(bits, passes))
             kept = self._kept() | {key: {"top1": found.top1, "sqnr": found.sqnr, "average": self.average(bits)}}
-            _write(self._evaluations, kept)
+            with replacing(self._evaluations) as file:
+                file.write_text(json.dumps(kept, indent=1) + "\n")
         return Accuracy(kept[key]["top1"], kept[key]["sqnr"])
 
     @functools.cached_property
@@ -220,9 +222,3 @@ class Study:
 def _key(bits: Bits, passes: str, images: int) -> str:
     text = " ".join(f"{item}={width}" for item, width in sorted(bits.items()))
     return hashlib.sha256(f"{text} {passes} {images}".encode()).hexdigest()[:20]
-
-
-def _write(path: Path, content: object) -> None:
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)

@@ -11,41 +11,41 @@ from torch import nn
 
 import allocation
 import solver
-from allocation_study import Network, Study
+from allocation_study import Network, NetworkStudy
 from qcompiler.pipeline.progress import SilentProgress
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory) -> NetworkStudy:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)).eval()
     inputs = torch.randn(32, 3, 8, 8)
     with torch.no_grad():
         labels = model(inputs).argmax(1)
     network = Network("small", model, list(inputs.split(16)), lambda: inputs.split(16), labels)
-    return Study("small", network, tmp_path_factory.mktemp("study"), SilentProgress())
+    return NetworkStudy("small", network, tmp_path_factory.mktemp("study"), SilentProgress())
 
 
-def test_random_draws_have_equal_size_and_are_the_same_every_time(study: Study) -> None:
+def test_random_draws_have_equal_size_and_are_the_same_every_time(study: NetworkStudy) -> None:
     draws = study.random_draws(5, 4.5)
     assert all(4.4 < study.average(bits) <= 4.5 for bits in draws)
     assert draws == study.random_draws(5, 4.5)
 
 
-def test_more_bits_are_nearer_to_the_float_network(study: Study) -> None:
+def test_more_bits_are_nearer_to_the_float_network(study: NetworkStudy) -> None:
     found = [study.evaluate(study.uniform(bits)) for bits in (2, 4, 8)]
     assert found[0].sqnr < found[1].sqnr < found[2].sqnr
     assert study.float_top1 == 100.0
 
 
-def test_what_was_measured_is_kept(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_measured_is_kept(study: NetworkStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     first, table = study.evaluate(study.uniform(4)), study.table("perturbation")
-    monkeypatch.setattr(Study, "_measure", lambda *arguments: pytest.fail("measured again"))
+    monkeypatch.setattr(NetworkStudy, "_measure", lambda *arguments: pytest.fail("measured again"))
     assert study.evaluate(study.uniform(4)) == first
     assert study.table("perturbation") == table
 
 
-def test_tables_hold_every_solver_and_what_it_is_compared_with(study: Study, tmp_path: Path) -> None:
+def test_tables_hold_every_solver_and_what_it_is_compared_with(study: NetworkStudy, tmp_path: Path) -> None:
     content = allocation.accuracy_table([study], ["perturbation"], 2)
     for name in ("`perturbation`, ILP", "`perturbation`, greedy", "`perturbation`, DP", "uniform W4", "float", "random, median of 2"):
         assert f"| {name} |" in content
