@@ -155,6 +155,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "softmax wide table": lambda: softmax("wide-table", "int8", 197, 8, scale=0.1),
     "softmax wide table, 24 bits, masks": lambda: softmax("wide-table", "uint8", 70, 24, "each"),
     "softmax wide table of equal scores": lambda: softmax("wide-table", "int8", 5000, 1, scale=1e-5),
+    "softmax wide table, longest row": lambda: softmax("wide-table", "int8", 1 << 16, 24, scale=1e-5),
+    "softmax wide table, one element": lambda: softmax("wide-table", "uint8", 1, 24, scale=2.0),
     "softmax wide table, dynamic": lambda: softmax("wide-table", "int8", 1, 16, "row", most=200),
     "softmax shift": lambda: softmax("shift", "int8", 197, 8),
     "softmax shift int16": lambda: softmax("shift", "int16", 50, 12, scale=0.003),
