@@ -58,7 +58,7 @@ class Quantize(Pass):
             (``arithmetic.groups``); 0: no factors. Transposed convolutions have none.
         residual_bits: bits of the residual stream, which leads to normalizations (LayerNorm, RMSNorm); up to ``a``: as all others.
         score_bits: bits of what a softmax reads; more than 8 need a softmax without table at lowering.
-        function_bits: bits of what functions such as GELU alone read.
+        function_bits: bits of what functions such as GELU, and gates (products of two computed values), alone read.
         probability_bits: bits of what a softmax gives, unsigned.
         edge_bits: bits of the weights and inputs of the first and the last layer with weights; none: as all others.
         probability_quantizer: how probabilities are rounded: to equal steps, or to the levels of ``passes/quantize/levels.py``.

@@ -189,10 +189,8 @@ class _MatrixKernel:
 
     def _round(self, sums: e.Sums, inputs: list[Expr], weights: Expr, vectors: int) -> None:
         """One step, or those whose weights share their memory."""
-        products, size = (
-            self._layout.instructions.products,
-            4 * self._layout.instructions.lanes * 8 // self._layout.instructions.weight_bits,
-        )
+        instructions = self._layout.instructions
+        products, size = instructions.products, 4 * instructions.lanes * 8 // instructions.weight_bits
         if self._layout.planes == 1:
             self._step(sums, inputs, lambda index, half: self._weights(weights, index * products + half, size), vectors)
             return
@@ -202,11 +200,11 @@ class _MatrixKernel:
             return
         for step in range(self._layout.steps_together):
             planes = {(i, half): self._plane(stored[i], step * products + half) for i in range(vectors) for half in range(products)}
-            at = [place + step * self._layout.instructions.granule for place in inputs]
+            at = [place + step * instructions.granule for place in inputs]
             self._step(sums, at, _chosen_from(planes), vectors)
 
     def _round_small_bytes(self, sums: e.Sums, inputs: list[Expr], stored: list[Expr]) -> None:
-        """Of weights with an offset: in 16 bits ``sum (w + offset) x - sum offset x``, eight products of at most 15 by 128 and less."""
+        """Of weights with an offset: ``sum (w + offset) x - sum offset x`` in 16 bits: four products of 15 by 128, or eight of 3."""
         lanes, steps = self._layout.instructions.lanes, range(self._layout.steps_together)
         offset, ones = e.constant(self._layout.weight_offset, "int8", 4 * lanes), e.constant(1, "int16", 2 * lanes)
         everywhere = [
