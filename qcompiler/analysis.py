@@ -121,6 +121,7 @@ def allocate(
     recipe: str | Path = "mixed",
     options: Mapping[str, object] | None = None,
     passes: str | Sequence[Pass] | None = None,
+    target: str | None = None,
     progress: Progress | None = None,
 ) -> Allocation:
     """What the pass ``allocate`` of a recipe would choose; the passes before it run first.
@@ -128,7 +129,7 @@ def allocate(
     Args:
         program: what ``capture`` gives; left as it is.
         data: as ``quantize`` takes them; a table, or a metric that looks at weights alone, needs none.
-        recipe, options, passes: as ``quantize`` takes them; the budgets are options: ``{"allocate.size": 1e6}``.
+        recipe, options, passes, target: as ``quantize`` takes them; the budgets are options: ``{"allocate.size": 1e6}``.
         progress: who is told; by default a bar where standard error is a terminal, else nobody.
 
     Raises:
@@ -136,7 +137,7 @@ def allocate(
         UnknownNameError: no such recipe, option, metric or pinned layer.
         TargetError: a latency table of another machine.
     """
-    prepared = _Prepared.of(program, data, choose_passes(recipe, options, passes), progress)
+    prepared = _Prepared.of(program, data, choose_passes(recipe, options, passes), progress, target)
     found: Allocation = find_analysis("allocation")(prepared.program, prepared.allocate, prepared.context)
     return found
 
@@ -151,6 +152,7 @@ def pareto_front(
     recipe: str | Path = "mixed",
     options: Mapping[str, object] | None = None,
     passes: str | Sequence[Pass] | None = None,
+    target: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Allocation, ...]:
     """The best allocation for each of several limits of one budget; sensitivities are measured once.
@@ -158,12 +160,12 @@ def pareto_front(
     Args:
         budget: ``average_weight_bits``, ``size``, ``bops`` or ``latency``. Other budgets among the options hold for every point.
         limits: of that budget; None: ``points`` of them, evenly from the least that is possible to that of the least sensitive allocation.
-        program, data, recipe, options, passes, progress: as ``allocate`` takes them.
+        program, data, recipe, options, passes, target, progress: as ``allocate`` takes them.
 
     Raises:
         Whatever ``allocate`` raises.
     """
-    prepared = _Prepared.of(program, data, choose_passes(recipe, options, passes), progress)
+    prepared = _Prepared.of(program, data, choose_passes(recipe, options, passes), progress, target)
     draw = find_analysis("pareto-front")
     front: tuple[Allocation, ...] = draw(prepared.program, prepared.allocate, budget, limits, points, prepared.context)
     return front
@@ -178,7 +180,9 @@ class _Prepared:
     context: PassContext
 
     @classmethod
-    def of(cls, program: Program, data: DataSource | None, passes: Sequence[Pass], progress: Progress | None) -> _Prepared:
+    def of(
+        cls, program: Program, data: DataSource | None, passes: Sequence[Pass], progress: Progress | None, target: str | None = None
+    ) -> _Prepared:
         """Run the passes before that one."""
         telling = _telling(progress)
         first = next((position for position, item in enumerate(passes) if item.name in _DECIDING), None)
@@ -187,8 +191,8 @@ class _Prepared:
         if any(item.gives is not Stage.FLOAT for item in passes[:first]):
             raise QCompilerError(f"the pipeline leaves stage float before '{passes[first].name}', which takes a float program")
         read = None if data is None else CalibrationData(data, program.inputs)
-        prepared = PassManager(passes[:first], progress=telling).run(program, read)
-        context = PassContext(data=read, progress=telling, following=tuple(passes[first + 1 :]))
+        prepared = PassManager(passes[:first], progress=telling).run(program, read, target)
+        context = PassContext(target=target, data=read, progress=telling, following=tuple(passes[first + 1 :]))
         return cls(prepared, tuple(passes[first:]), context)
 
     @property

@@ -39,6 +39,7 @@ def quantize(
     passes: str | Sequence[Pass] | None = None,
     allow_float: Sequence[str] = (),
     instruments: Sequence[Instrument] = (),
+    target: str | None = None,
     progress: Progress | None = None,
 ) -> Program:
     """Run a recipe: from a FLOAT program to an INTEGER one, with a few samples kept for the artifact's test vectors.
@@ -58,6 +59,7 @@ def quantize(
         allow_float: full names of ops ("aten.sin.default") that may stay in float, each between a dequantize and a quantize. The notes
             list them, ``Program.islands`` names them. Ops that ``capture`` let through for this reason are allowed anyway.
         instruments: see ``qcompiler.pipeline.instruments``.
+        target: what code will be generated for, where a pass asks: ``allocate`` for the latencies of its budget. None: this machine.
         progress: who is told; by default a bar where standard error is a terminal, else nobody.
 
     Raises:
@@ -74,7 +76,7 @@ def quantize(
     data = None if calibration_data is None else CalibrationData(calibration_data, program.inputs)
     samples = () if data is None else data.samples()
     manager = PassManager(chosen, instruments=instruments, progress=progress or _default_progress())
-    return manager.run(program, data).replace(samples=samples)
+    return manager.run(program, data, target).replace(samples=samples)
 
 
 def compile(
@@ -116,7 +118,7 @@ def compile(
         recipe_name = load_recipe(recipe).name if passes is None else ""
         if calibration_data is None and program.stage is Stage.FLOAT:
             raise CalibrationError(f"the program is at stage {program.stage.value}: give calibration_data, or quantize it first")
-        given = {"passes": passes, "allow_float": allow_float, "instruments": instruments, "progress": progress}
+        given = {"passes": passes, "allow_float": allow_float, "instruments": instruments, "progress": progress, "target": target}
         program = quantize(program, calibration_data, recipe, options, **given)  # type: ignore[arg-type]  # as this function takes them
     if program.stage is not Stage.INTEGER:
         raise QCompilerError(f"the pipeline ends at stage {program.stage.value}: only an integer program has code; add 'lower-integer'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+import qcompiler as qc
 from qcompiler.calibration.data import CalibrationData
 from qcompiler.capture import capture
 from qcompiler.errors import CalibrationError, PassError, QCompilerError, TargetError, UnknownNameError
 from qcompiler.ir import serialize
 from qcompiler.ir.program import Program
-from qcompiler.ir.types import Precision
+from qcompiler.ir.types import Precision, Stage
 from qcompiler.latency import LatencyTable, Machine
 from qcompiler.passes.allocate.items import find_items
 from qcompiler.passes.allocate.problem import AllocationError
@@ -173,6 +175,14 @@ def test_a_latency_budget_reads_the_table_of_this_machine_alone(tmp_path: Path) 
     text = f"allocate{{table={path},threads=1,bits=(4,8),latency_table={tmp_path}"
     bits = weight_bits(run(f"{text}/here.json,latency=6.5}}"))
     assert bits == {"conv2d": 8, "conv2d_1": 4, "conv2d_2": 4, "linear": 4}
+    baseline = dataclasses.replace(here, machine=Machine.here("x86-64-v3", threads=1))
+    baseline.save(tmp_path / "baseline.json")
+    options: dict[str, object] = {"table": str(path), "latency_table": str(tmp_path / "baseline.json"), "latency": 6.5, "threads": 1}
+    passes = "allocate{bits=(4,8)},quantize,lower-integer"
+    assert qc.allocate(float_program(), None, passes=passes, options=options, target="x86-64-v3").costs["latency"] <= 6.5
+    assert qc.quantize(float_program(), images(), passes=passes, options=options, target="x86-64-v3").stage is Stage.INTEGER
+    with pytest.raises(TargetError, match="measured with target 'x86-64-v3' in place of"):
+        qc.quantize(float_program(), images(), passes=passes, options=options, target="x86-64-vnni")
     with pytest.raises(AllocationError, match="latency = 4 ms is below the minimum of 5 ms: raise latency to 5 ms"):
         run(f"{text}/here.json,latency=4}}")
     elsewhere = LatencyTable(Machine("Other CPU", (), "x86-64-v3", 1, "0", "none"), kernels, here.layers, 0.0)
