@@ -27,14 +27,13 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from qcompiler import arithmetic
-from qcompiler.calibration.statistics import Observation
+from qcompiler.calibration.statistics import Observation, ObserverSpec
 from qcompiler.ir import edit, elementwise
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
 from qcompiler.ir.types import INT8, INT16, INT32, UINT8, IntegerType, QuantizedType, Stage, probability_type
 from qcompiler.passes.quantize.insertion import insert_rounding, replace_operand
-from qcompiler.passes.quantize.parameters import QuantizedConstant, activation_type, quantize_constant
+from qcompiler.passes.quantize.parameters import activation_type, quantize_constant, quantize_weight
 from qcompiler.passes.quantize.real_ranges import RealRange, real_ranges
 from qcompiler.passes.quantize.rules import REDUCTIONS, ROLES, SUMS, WEIGHT_AXIS, Role, is_scaling
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult
@@ -102,8 +101,11 @@ class QuantizeRest(Pass):
             for constant in _float_constants(node):
                 values = edit.constant_value(constant)
                 assert values is not None  # it is a constant
-                is_weight = node.target in WEIGHT_AXIS
-                integers = _eight_bits(values, WEIGHT_AXIS[node.target]) if is_weight else quantize_constant(values, INT16, symmetric=True)
+                if is_weight := node.target in WEIGHT_AXIS:
+                    observer = ObserverSpec("min-max", axis=WEIGHT_AXIS[node.target], bits=INT8.bits, symmetric=True)
+                    integers = quantize_weight(values, None, None, observer)
+                else:
+                    integers = quantize_constant(values, INT16, symmetric=True)
                 replace_operand(node, constant, integers, self.name)
                 notes.append(f"{'weight to 8 bits a channel' if is_weight else 'constant to 16 bits'}: {describe(node)}")
         return notes
@@ -116,14 +118,6 @@ def _float_constants(node: fx.Node) -> list[fx.Node]:
     else:
         candidates = list(node.all_input_nodes) if node.target in _TAKES_CONSTANTS else []
     return [each for each in candidates if isinstance(each, fx.Node) and edit.is_constant(each) and each.meta["val"].is_floating_point()]
-
-
-def _eight_bits(weight: torch.Tensor, axis: int) -> QuantizedConstant:
-    """s = max |w| / 127 for each output channel."""
-    largest = weight.abs().amax([dim for dim in range(weight.ndim) if dim != axis])
-    scale = torch.where(largest > 0, largest / INT8.high, torch.ones_like(largest))
-    quantized = QuantizedType(INT8, tuple(scale.tolist()), (0,), axis)
-    return QuantizedConstant(arithmetic.quantize(weight, quantized), quantized)
 
 
 def _type_of(node: fx.Node, interval: RealRange, users: Sequence[fx.Node]) -> QuantizedType:
