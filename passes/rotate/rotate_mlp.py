@@ -14,13 +14,13 @@ of the stream (``layer-norm-to-rms-norm`` says so). ``inputs=all``: both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import fx
 
-from qcompiler.arithmetic.hadamard import block_of, hadamard_matrix
+from qcompiler.arithmetic.hadamard import block_of, hadamard
 from qcompiler.ir import edit, elementwise
 from qcompiler.ir.channels import MOVES
 from qcompiler.ir.layers import as_layer, is_layer, write_layer
@@ -113,10 +113,11 @@ def _rotate(graph_module: fx.GraphModule, source: fx.Node, layers: list[fx.Node]
         provenance_from=[source],
         made_by=made_by,
     )
-    inverse = torch.block_diag(*[hadamard_matrix(block).double() / block] * (_channels(source) // block))
     for layer in layers:
         layer.args = (rotated, *layer.args[1:])
-        write_layer(graph_module, layer_of(layer).mix_inputs(inverse), made_by)
+        known = layer_of(layer)
+        inverse = hadamard(known.weight.squeeze(-1), block) / block  # W H / n; of a linear layer, whose taps are one
+        write_layer(graph_module, replace(known, weight=inverse.unsqueeze(-1)), made_by)
 
 
 def _channels(source: fx.Node) -> int:
