@@ -12,6 +12,12 @@ from qcompiler.sensitivity import Item, ItemKind
 _PIN = re.compile(r"(?P<name>[^:]+):(?:w(?P<weight>\d+))?(?:a(?P<activation>\d+))?")
 _KINDS: tuple[ItemKind, ...] = ("weight", "activation")
 
+# What lets an item have other bits, where it has some that are fixed.
+_RELEASE: dict[ItemKind, str] = {
+    "weight": "change the option edge_bits of quantize",
+    "activation": "give activation_bits, or change edge_bits, score_bits, function_bits or probability_bits of quantize",
+}
+
 
 def parse_pins(texts: Iterable[str], items: Items) -> dict[Item, int]:
     """Item -> bits.
@@ -45,5 +51,5 @@ def _bits(item: Item, bits: int, items: Items) -> int:
         return bits
     listed = ", ".join(map(str, allowed))
     if item in items.fixed:
-        raise PassError(f"pin of {item} to {bits} bits: the options fix it at {listed} (for values give activation_bits)")
+        raise PassError(f"pin of {item} to {bits} bits: it is fixed at {listed}: {_RELEASE[item.kind]}")
     raise PassError(f"pin of {item} to {bits} bits: it may have {listed}: add {bits} to the option for its kind")
