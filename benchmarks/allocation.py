@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from qcompiler.latency import Machine, profile
 from qcompiler.measure import latency
 from qcompiler.passes.allocate.items import with_bits
 from qcompiler.passes.allocate.solver import METHODS, solve
-from qcompiler.pipeline.progress import Progress, SilentProgress, TerminalProgress
+from qcompiler.pipeline.progress import default_progress
 from qcompiler.pipeline.registry import metric_names
 from qcompiler.sensitivity import Item
 
@@ -168,7 +167,7 @@ def latency_table(studies: Sequence[NetworkStudy], seconds: float) -> str:
     """Predicted and measured milliseconds of a call with one sample, one thread."""
     lines = ["| | bits | predicted ms | measured ms | difference |", "|---|---|---|---|---|"]
     for study in studies:
-        table = profile(study.captured, study.data, weight_bits=(2, 4, 8), threads=1, progress=_progress())
+        table = profile(study.captured, study.data, weight_bits=(2, 4, 8), threads=1, progress=default_progress())
         for name, bits in _timed_allocations(study):
             predicted = table.predict({item.name: (width, 8) for item, width in bits.items()})
             measured = _measured(study, bits, seconds)
@@ -205,10 +204,6 @@ def write(path: Path, part: str, content: str) -> None:
     path.write_text(replaced(path.read_text(), begin, end, content))
 
 
-def _progress() -> Progress:
-    return TerminalProgress() if sys.stderr.isatty() else SilentProgress()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is asked for and write the document."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -228,7 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"there is no document '{chosen.output}' with the marks that tables go between")
     torch.set_num_threads(chosen.threads)
     studies = [
-        NetworkStudy(name, NETWORKS[name](chosen.assets, chosen.images), chosen.results / name, _progress()) for name in chosen.networks
+        NetworkStudy(name, NETWORKS[name](chosen.assets, chosen.images), chosen.results / name, default_progress())
+        for name in chosen.networks
     ]
     if "latency" in chosen.only:
         write(chosen.output, "latency", latency_table(studies, chosen.seconds))

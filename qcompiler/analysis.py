@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from qcompiler.ir.types import Stage
 from qcompiler.pipeline.contract import Pass, PassContext
 from qcompiler.pipeline.executor import Executor, LocalExecutor
 from qcompiler.pipeline.manager import PassManager
-from qcompiler.pipeline.progress import Progress, SilentProgress, TerminalProgress
+from qcompiler.pipeline.progress import Progress, default_progress
 from qcompiler.pipeline.recipes import choose_passes
 from qcompiler.pipeline.registry import find_analysis
 from qcompiler.sensitivity import SensitivityTable
@@ -110,7 +109,7 @@ def synthesize(
         CalibrationError: the program has no batch norms, or other inputs.
     """
     make = find_analysis("synthesize")
-    images: torch.Tensor = make(program, samples, batch=batch, steps=steps, seed=seed, progress=_telling(progress))
+    images: torch.Tensor = make(program, samples, batch=batch, steps=steps, seed=seed, progress=progress or default_progress())
     return images
 
 
@@ -184,7 +183,7 @@ class _Prepared:
         cls, program: Program, data: DataSource | None, passes: Sequence[Pass], progress: Progress | None, target: str | None = None
     ) -> _Prepared:
         """Run the passes before that one."""
-        telling = _telling(progress)
+        telling = progress or default_progress()
         first = next((position for position, item in enumerate(passes) if item.name in _DECIDING), None)
         if first is None:
             raise QCompilerError("the pipeline has no pass 'allocate' or 'quantize', which decide about bits: add one")
@@ -209,7 +208,3 @@ class _Prepared:
         if found is None:
             raise QCompilerError("the pipeline has no pass 'quantize', which says what is rounded: add it")
         return found
-
-
-def _telling(progress: Progress | None) -> Progress:
-    return progress or (TerminalProgress() if sys.stderr.isatty() else SilentProgress())

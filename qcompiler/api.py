@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from qcompiler.pipeline.backend import Backend, CompiledProgram, Executable, Pro
 from qcompiler.pipeline.contract import Pass
 from qcompiler.pipeline.instruments import Instrument
 from qcompiler.pipeline.manager import PassManager
-from qcompiler.pipeline.progress import Progress, SilentProgress, TerminalProgress
+from qcompiler.pipeline.progress import Progress, default_progress
 from qcompiler.pipeline.recipes import choose_passes, load_recipe
 from qcompiler.pipeline.registry import find_exporter, find_target
 from qcompiler.pipeline.text import parse_pipeline
@@ -75,7 +74,7 @@ def quantize(
         chosen = _from_qdq(chosen, options or {})
     data = None if calibration_data is None else CalibrationData(calibration_data, program.inputs)
     samples = () if data is None else data.samples()
-    manager = PassManager(chosen, instruments=instruments, progress=progress or _default_progress())
+    manager = PassManager(chosen, instruments=instruments, progress=progress or default_progress())
     return manager.run(program, data, target).replace(samples=samples)
 
 
@@ -122,7 +121,7 @@ def compile(
         program = quantize(program, calibration_data, recipe, options, **given)  # type: ignore[arg-type]  # as this function takes them
     if program.stage is not Stage.INTEGER:
         raise QCompilerError(f"the pipeline ends at stage {program.stage.value}: only an integer program has code; add 'lower-integer'")
-    (progress or _default_progress()).say(f"generating code for target {target}")
+    (progress or default_progress()).say(f"generating code for target {target}")
     compiled = backend.compile(program, target, time_limit=time_limit)
     return Module(program, compiled, backend, make_test_vectors(program), threads, recipe_name)
 
@@ -321,7 +320,3 @@ def _check_inputs(specs: Sequence[ValueSpec], values: Sequence[torch.Tensor], *,
             raise QCompilerError(f"input '{spec.name}': expected {dtype} [{shape_text(spec.shape)}], got {value.dtype} {list(value.shape)}")
         spec.check_range(value)
     bind(specs, [value.shape for value in values])
-
-
-def _default_progress() -> Progress:
-    return TerminalProgress() if sys.stderr.isatty() else SilentProgress()

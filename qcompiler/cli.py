@@ -121,9 +121,9 @@ def compile_command(
     from qcompiler import api
     from qcompiler.calibration.data import open_data
     from qcompiler.ir.types import Stage
-    from qcompiler.pipeline.progress import progress_for
+    from qcompiler.pipeline.progress import command_progress
 
-    progress = progress_for(sys.stderr) if sys.stderr.isatty() else progress_for(sys.stdout)
+    progress = command_progress()
     with _quiet_libraries(context.obj["verbose"]):
         program = _capture(model, calibration, allow_float, size, fixed_batch)
     if calibration is None and program.stage is Stage.FLOAT:
@@ -286,9 +286,9 @@ def profile(
 
     from qcompiler.calibration.data import open_data
     from qcompiler.latency import profile as measure
-    from qcompiler.pipeline.progress import progress_for
+    from qcompiler.pipeline.progress import command_progress
 
-    progress = progress_for(sys.stderr) if sys.stderr.isatty() else progress_for(sys.stdout)
+    progress = command_progress()
     with _quiet_libraries(context.obj["verbose"]):
         program = _capture(model, calibration, None, size, fixed_batch)
     data = None if calibration is None else open_data(calibration, program.inputs)
@@ -383,9 +383,9 @@ def sensitivity(
 
     from qcompiler import analysis
     from qcompiler.calibration.data import open_data
-    from qcompiler.pipeline.progress import progress_for
+    from qcompiler.pipeline.progress import command_progress
 
-    progress = progress_for(sys.stderr) if sys.stderr.isatty() else progress_for(sys.stdout)
+    progress = command_progress()
     with _quiet_libraries(context.obj["verbose"]):
         program = _capture(model, calibration, None, size, fixed_batch)
     data: Any = None if calibration is None else open_data(calibration, program.inputs)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import qcompiler
-from qcompiler import native
+from qcompiler import api, native
 from qcompiler.cache import cache_folder
 from qcompiler.calibration.data import DataSource
 from qcompiler.errors import CalibrationError, QCompilerError, TargetError
@@ -35,7 +35,7 @@ from qcompiler.ir.types import Stage
 from qcompiler.measure import latency
 from qcompiler.pipeline.backend import Executable, Profiler, StepTime, Versioned
 from qcompiler.pipeline.contract import Pass
-from qcompiler.pipeline.progress import Progress, SilentProgress
+from qcompiler.pipeline.progress import Progress, SilentProgress, default_progress
 from qcompiler.pipeline.recipes import choose_passes, override
 from qcompiler.pipeline.registry import find_target
 
@@ -206,6 +206,7 @@ def profile(
         weight_bits, activation_bits: which ones; each layer is timed at every pair.
         target, threads: as ``compile`` takes them; this machine must be able to run the target.
         fresh: time all kernels anew.
+        progress: who is told; by default a bar where standard error is a terminal, else nobody.
 
     Raises:
         UnknownNameError: no such target, recipe or option.
@@ -215,7 +216,7 @@ def profile(
     if program.stage is not Stage.FLOAT:
         raise QCompilerError(f"the program is at stage {program.stage.value}: profile takes what capture gives")
     machine = Machine.here(target, threads)
-    telling = progress or SilentProgress()
+    telling = progress or default_progress()
     pairs = [(weight, activation) for weight in sorted(weight_bits) for activation in sorted(activation_bits)]
     data = calibration_data if calibration_data is not None else _random_batch(program.inputs)
     chosen = _without_choices(choose_passes(recipe, options, passes))
@@ -329,8 +330,6 @@ def _time_all(items: Sequence[_Timed], cache: _Cache, progress: Progress) -> Non
 
 
 def _quantized(program: Program, data: DataSource, passes: Sequence[Pass], pair: Pair) -> Program:
-    from qcompiler import api
-
     weight, activation = pair
     uniform = override(passes, {"quantize.w": weight, "quantize.a": activation})
     return api.quantize(program, data, passes=uniform, progress=SilentProgress())

@@ -77,3 +77,13 @@ class TerminalProgress:
 def progress_for(stream: TextIO) -> Progress:
     """A bar where the stream is a terminal, plain lines elsewhere."""
     return TerminalProgress() if stream.isatty() else PlainProgress(stream)
+
+
+def default_progress() -> Progress:
+    """For functions that nobody told whom to tell: a bar where standard error is a terminal, else nobody."""
+    return TerminalProgress() if sys.stderr.isatty() else SilentProgress()
+
+
+def command_progress() -> Progress:
+    """For commands: a bar where standard error is a terminal, else plain lines on standard output."""
+    return progress_for(sys.stderr if sys.stderr.isatty() else sys.stdout)
