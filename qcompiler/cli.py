@@ -458,11 +458,10 @@ def _check_output(path: Path) -> None:
 
 
 def _check_names(recipe: str, passes: str | None, options: dict[str, str], target: str) -> None:
-    from qcompiler.pipeline.recipes import load_recipe, override
+    from qcompiler.pipeline.recipes import choose_passes
     from qcompiler.pipeline.registry import find_target
-    from qcompiler.pipeline.text import parse_pipeline
 
-    override(parse_pipeline(passes), options) if passes is not None else load_recipe(recipe).passes(options)
+    choose_passes(recipe, options, passes)
     find_target(target)
 
 
