@@ -310,9 +310,9 @@ INTRODUCTION = """# Results on trained transformers
 
 Written by `PYTHONPATH=examples python benchmarks/results.py`; every row is an integer-only program, compiled and run on the CPU.
 
-Measured since normalization keeps every bit of a row (arithmetic, section 8): rows `int8` (ViT also with `shift`) and the recipes repq-vit of
-the W6A6 and W4A4 tables. The others were measured before, when it kept 11 bits of a deviation: the noise of their logits is the same to 0.1 dB, and single
-predictions differ.
+Measured since normalization keeps every bit of a row (arithmetic, section 8): rows `int8` (ViT also with `shift`) and the recipes repq-vit
+of the W6A6 and W4A4 tables. The others were measured before, when it kept 11 bits of a deviation: the noise of their logits is the same
+to 0.1 dB, and single predictions differ.
 
 """
 
