@@ -150,12 +150,13 @@ def _inlined(proto: ModelProto, opsets: Mapping[str, int]) -> ModelProto:
     try:
         if proto.functions:
             proto = inliner.inline_local_functions(proto)
-        others = [node for node in _nodes(proto.graph) if _is_defined_by_others(node, opsets)]
-        if not others:
-            return proto
-        prepared = _prepared(proto, opsets)
-        selected = sorted({(_domain(node), node.op_type) for node in others})
-        return inliner.inline_selected_functions(prepared, selected, inline_schema_functions=True)
+        for _ in range(_DEEPEST):  # the body of a function may call another
+            others = [node for node in _nodes(proto.graph) if _is_defined_by_others(node, opsets)]
+            if not others:
+                break
+            selected = sorted({(_domain(node), node.op_type) for node in others})
+            proto = inliner.inline_selected_functions(_prepared(proto, opsets), selected, inline_schema_functions=True)
+        return proto
     except CaptureError:
         raise
     except Exception as error:  # C++ exceptions of several kinds
@@ -169,6 +170,9 @@ def _prepared(proto: ModelProto, opsets: Mapping[str, int]) -> ModelProto:
     for tensor in prepared.graph.initializer:
         if tensor.name not in known:
             prepared.graph.value_info.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    # It aborts on an optional operand that is not given, whose type it looks up though nothing reads it.
+    if "" not in known:
+        prepared.graph.value_info.append(helper.make_tensor_value_info("", TensorProto.FLOAT, None))
     for node in _nodes(prepared.graph):
         if _is_defined_by_others(node, opsets):
             schema = defs.get_schema(node.op_type, opsets.get(_domain(node), 1), _domain(node))
@@ -198,7 +202,7 @@ def _model(name: str, proto: ModelProto, opsets: Mapping[str, int], folder: Path
     stated = _ranges(proto)
     inputs = tuple(_input(value, stated) for value in proto.graph.input if value.name not in graph.constants)
     values = (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)
-    types = {value.name: value.type.tensor_type.elem_type for value in values if value.type.HasField("tensor_type")}
+    types = {value.name: value.type.tensor_type.elem_type for value in values if value.name and value.type.HasField("tensor_type")}
     types |= {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     return Model(name, graph, inputs, opsets, types)
 

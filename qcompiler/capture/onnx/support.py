@@ -37,13 +37,16 @@ _NOTES: Mapping[str, str] = {
     "Cast": "floats of all widths are float32 in a program",
     "CastLike": "floats of all widths are float32 in a program",
     "Conv": "1-d to 3-d; 3-d is a float island",
+    "Col2Im": "1-d to 3-d, as a transposed convolution; 3-d is a float island",
     "Dropout": "inference",
+    "GridSample": "2-d and 3-d, cubic in 2-d; a float island",
     "If": "the condition must be known: the branch is taken",
     "Loop": "the number of turns must be known, at most 256: each is written out",
     "MaxPool": "1-d to 3-d, without the positions; 3-d is a float island",
     "OneHot": "the depth must be known",
     "Resize": "nearest, linear and cubic, every coordinate mode, antialias; sizes must be known",
-    "TopK": "one: maximum and argmax; several have no form at stage FLOAT",
+    "Scan": "the length must be known, at most 256 turns: each is written out",
+    "TopK": "the number must be known; one is maximum and argmax, several a float island",
     "Upsample": "sizes must be known",
 }
 
@@ -84,8 +87,8 @@ def _functions() -> dict[tuple[str, str], int]:
     return found
 
 
-# Training, random numbers, and functions whose bodies hold what has no converter.
-_NOT_FOR_INFERENCE = frozenset({"Bernoulli", "SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss", "SequenceMap", "LinearAttention"})
+# Functions whose bodies hold what has no converter: random numbers, sequences as operands.
+_NOT_FOR_INFERENCE = frozenset({"Bernoulli", "SequenceMap"})
 
 
 def table() -> str:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from qcompiler.capture.onnx.minifloats import MINIFLOATS, rounded
 
@@ -30,3 +31,13 @@ def test_rounds_as_the_type_itself(element_type: int) -> None:
 def test_four_bits_and_saturation() -> None:
     x = torch.tensor([0.2, 0.25, 0.3, 0.75, 2.5, 5.0, 7.0, -1e9, float("inf")])
     assert rounded(x, MINIFLOATS[TensorProto.FLOAT4E2M1]).tolist() == [0.0, 0.0, 0.5, 1.0, 2.0, 4.0, 6.0, -6.0, 6.0]
+
+
+@pytest.mark.parametrize("element_type", TYPES)
+def test_without_saturation_as_the_type_itself(element_type: int) -> None:
+    """Infinity and NaN in place of what is beyond the largest number; half a step beyond it still rounds to it."""
+    dtype, kind = helper.tensor_dtype_to_np_dtype(element_type), MINIFLOATS[element_type]
+    largest = kind.largest
+    x = torch.tensor([largest, 1.01 * largest, 2 * largest, -1e9, float("inf"), float("nan"), 1.0])
+    expected = x.numpy().astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(rounded(x, kind, saturate=False).numpy(), expected)

@@ -339,8 +339,8 @@ def cast(call: Call) -> Tensor:
     type until the program reads them.
     """
     kind = MINIFLOATS.get(call.integer("to"))
-    if kind is not None and not call.folding and call.tensor(0).is_floating_point() and call.flag("saturate", True):
-        return rounded(call.tensor(0), kind)
+    if kind is not None and not call.folding and call.tensor(0).is_floating_point():
+        return rounded(call.tensor(0), kind, call.flag("saturate", True))
     dtype = dtype_of(call.integer("to"), f"the result of node {call.node.label}")
     return _converted(call, dtype)
 

@@ -83,16 +83,18 @@ def position_of_extremum(call: Call) -> Tensor:
 
 @converter("TopK")
 def largest(call: Call) -> tuple[Tensor, Tensor]:
-    """One is a maximum and its position. Several have no form at stage FLOAT."""
+    """One is a maximum and its position. Several are the first of a stable sort: of equal elements ONNX asks for the lower position."""
     x, axis = call.tensor(0), call.integer("axis", -1)
     count = call.integer("k") if call.opset < 10 else int(call.number(1))
-    downwards = call.flag("largest", True)
+    if not -x.ndim <= axis < x.ndim or count < 1 or (isinstance(x.shape[axis], int) and count > x.shape[axis]):
+        raise call.fail(f"takes {count} along axis {axis} of a value of shape {list(x.shape)}")
+    downwards, axis = call.flag("largest", True), axis % x.ndim
     if count == 1 and x.is_floating_point():
         x = x if downwards else -x
         values = torch.amax(x, [axis], keepdim=True)
         return values if downwards else -values, torch.argmax(x, axis, keepdim=True)
-    values, positions = torch.topk(x, count, axis, downwards, True)
-    return values, positions
+    positions = torch.argsort(x, dim=axis, descending=downwards, stable=True).narrow(axis, 0, count)
+    return torch.gather(x, axis, positions), positions
 
 
 @converter("CumSum", "CumProd")

@@ -65,5 +65,6 @@ def split(call: Call) -> list[Any]:
     if not call.has(1):
         parts = list(x.split(1, axis))
         return parts if call.flag("keepdims", True) else [part.squeeze(axis) for part in parts]
-    sizes = call.numbers(1)
+    # One number is the size of each part.
+    sizes = int(call.number(1)) if call.constant(1).ndim == 0 else call.numbers(1)
     return list(x.split(sizes, axis))
