@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+import qcompiler as qc
 from qcompiler.capture import capture
 from qcompiler.errors import CaptureError, UnsupportedOpError
 from qcompiler.ir.program import Program
@@ -228,3 +229,31 @@ def test_numbers_in_float16_are_float32_in_a_program(make: Make) -> None:
     program = capture(make(nodes, {"x": ["N", 9]}, {"y": ["N", 9]}))
     program.verify()
     assert program(torch.ones(1, 9)).tolist() == [[3.0] * 9]
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint16"])
+def test_weights_of_sixteen_bits(make: Make, dtype: str) -> None:
+    """Alone they are the reals of a FLOAT program; a layer that reads quantized values has no kernel for them, and says so."""
+    zero = 0 if dtype == "int16" else 1 << 15
+    integers = np.random.default_rng(0).integers(-30_000, 30_000, (4, 6))
+    constants = {"w": (integers + zero).astype(dtype), "ws": np.full(4, 1e-5, np.float32), "wz": np.full(4, zero, dtype)}
+    weight = helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["dw"], "weight", axis=0)
+    alone = make([weight, helper.make_node("Gemm", ["x", "dw"], ["y"], "gemm", transB=1)], {"x": ["N", 6]}, {"y": ["N", 4]}, constants, 21)
+    program, x = capture(alone), torch.randn(3, 6)
+    assert program.stage is Stage.FLOAT
+    torch.testing.assert_close(program(x), x @ torch.from_numpy(integers.T).float() * 1e-5)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "quantize"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "dequantize"),
+        weight,
+        helper.make_node("Gemm", ["d", "dw"], ["g"], "gemm", transB=1),
+        helper.make_node("QuantizeLinear", ["g", "s", "z"], ["r"], "requantize"),
+        helper.make_node("DequantizeLinear", ["r", "s", "z"], ["y"], "result"),
+    ]
+    constants |= {"s": np.array(0.02, np.float32), "z": np.array(128, np.uint8)}
+    both = capture(make(nodes, {"x": ["N", 6]}, {"y": ["N", 4]}, constants, 21))
+    assert both.stage is Stage.QDQ
+    with pytest.raises(
+        UnsupportedOpError, match=r"^[^\n]*'gemm' \(Gemm\)[^\n]*has no integer form: its weight is not a constant of int8[^\n]*$"
+    ):
+        qc.quantize(both)
