@@ -51,7 +51,7 @@ def accuracy_table(studies: Sequence[NetworkStudy], metrics: Sequence[str], draw
         for method in METHODS:
             cells = []
             for study in studies:
-                solution = solve(study.problem(metric, AVERAGE), method)  # type: ignore[arg-type]  # one of METHODS
+                solution = solve(study.problem(metric, AVERAGE), method)
                 cells.append(_cell(_evaluated(study, study.bits_of(solution.chosen), f"{metric}, {method}")))
             lines.append(f"| `{metric}`, {SHORT[method]} | {' | '.join(cells)} |")
     lines.append(_row("uniform W4", [_cell(_evaluated(study, study.uniform(4), "uniform 4")) for study in studies]))

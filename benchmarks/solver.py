@@ -84,7 +84,7 @@ def _row(kinds: Sequence[str], readers: int, layers: int) -> str:
 def _solved(problem: Problem, method: str) -> Solution | None:
     """None: that solver found no allocation."""
     try:
-        return solve(problem, method)  # type: ignore[arg-type]  # one of METHODS
+        return solve(problem, method)
     except AllocationError:
         return None
 

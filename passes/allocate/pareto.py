@@ -9,11 +9,11 @@ import numpy as np
 
 from qcompiler.errors import QCompilerError
 from qcompiler.passes.allocate.problem import Problem, Solution, evaluate
-from qcompiler.passes.allocate.solver import Method, least, solve
+from qcompiler.passes.allocate.solver import least, solve
 
 
 def pareto_front(
-    problem: Problem, budget: str, limits: Sequence[float] | None = None, *, points: int = 16, method: Method = "ilp"
+    problem: Problem, budget: str, limits: Sequence[float] | None = None, *, points: int = 16, method: str = "ilp"
 ) -> tuple[Solution, ...]:
     """The solutions for rising limits of ``budget``, those left out that cost more than another and lose no less.
 

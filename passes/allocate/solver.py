@@ -55,7 +55,7 @@ _SOLVED, _INFEASIBLE = 0, 2  # of scipy's OptimizeResult.status
 _SMALLEST = 1e-12
 
 
-def solve(problem: Problem, method: Method = "ilp", time_limit: float = _TIME_LIMIT) -> Solution:
+def solve(problem: Problem, method: str = "ilp", time_limit: float = _TIME_LIMIT) -> Solution:
     """The options with the smallest sum of sensitivities under all budgets, up to a share of 5e-4.
 
     ``greedy`` and ``dynamic-programming`` are there to compare with.

@@ -84,7 +84,7 @@ def test_the_program_finds_the_best_of_all_allocations(seed: int, share: float, 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
 def test_every_solver_keeps_the_budget(method: str, kind: str, share: float) -> None:
     given_problem = problem(1, layers=20, share=share, kinds=(kind,), bits=(2, 3, 4, 6, 8))
-    found = solve(given_problem, method)  # type: ignore[arg-type]  # one of METHODS
+    found = solve(given_problem, method)
     assert keeps_budgets(given_problem, found)
     assert found.objective >= solve(given_problem).objective * (1 - 2 * solver._RELATIVE_GAP)
 
@@ -181,7 +181,7 @@ def test_dynamic_programming_takes_one_budget() -> None:
 
 def test_an_unknown_solver_is_named() -> None:
     with pytest.raises(UnknownNameError, match="solver 'gready'"):
-        solve(problem(0), "gready")  # type: ignore[arg-type]
+        solve(problem(0), "gready")
 
 
 def test_the_front_falls_and_every_point_is_the_best_for_its_limit() -> None:
