@@ -51,7 +51,7 @@ def load(source: str | Path | ModelProto) -> Model:
         _check_depth(proto.graph, 0)
         _check_external_data(proto, folder)
         imported = _with_imports(proto)
-        _check(source if folder is not None and imported is proto else imported)
+        _check(source if folder is not None and imported is proto else _without_external_data(imported))
         proto = imported
         proto = _inlined(proto, opsets)
         opsets = _opsets(proto)
@@ -109,6 +109,18 @@ def _check_external_data(proto: ModelProto, folder: Path | None) -> None:
     for tensor in _tensors(proto.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             to_torch(tensor, folder)
+
+
+def _without_external_data(proto: ModelProto) -> ModelProto:
+    """A copy for the checker, which looks for the files of a model that it gets without a path in the working directory."""
+    result = ModelProto()
+    result.CopyFrom(proto)
+    for tensor in _tensors(result.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
+            tensor.dims[:] = [0]
+    return result
 
 
 def _check(source: str | Path | ModelProto) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -148,6 +149,11 @@ def test_floats_of_eight_bits(make: Make) -> None:
     program = capture(model, allow_float=("aten.round.default",))
     assert program.stage is Stage.FLOAT
     assert program(torch.tensor([[34.5, -1e9]])).tolist() == [[36.0, -896.0]]
+    nodes[0].attribute.append(helper.make_attribute("saturate", 0))
+    unbounded = capture(
+        make(nodes, {"x": ["N", 2]}, {"y": ["N", 2]}, {"s": np.float32(2)}, opset=21), allow_float=("aten.round.default", "aten.where.self")
+    )
+    assert torch.equal(unbounded(torch.tensor([[34.5, -1e9]])).isnan(), torch.tensor([[False, True]]))
 
 
 @pytest.mark.parametrize(("transposed", "op"), [(False, "MatMulInteger"), (True, "QGemm")])
@@ -194,6 +200,15 @@ def test_matrix_product_of_few_bits(make: Make, bits: int, zero_points: bool) ->
     x = torch.randn(2, columns)
     assert program.stage is Stage.FLOAT
     assert torch.allclose(program(x), x @ torch.from_numpy(weight).float().t(), rtol=1e-5, atol=1e-4)
+
+
+def test_external_data_of_a_file_that_does_not_import_a_domain(make: Make, tmp_path: Path) -> None:
+    """As NNCF writes models of many bytes."""
+    node = helper.make_node("MatMulNBits", ["x", "b", "s"], ["y"], "product", "", "com.microsoft", K=16, N=3, bits=8, block_size=16)
+    constants = {"b": np.full((3, 1, 16), 130, np.uint8), "s": np.full(3, 0.5, np.float32)}
+    path = tmp_path / "model.onnx"
+    onnx.save(make([node], {"x": ["N", 16]}, {"y": ["N", 3]}, constants), path, save_as_external_data=True, size_threshold=0)
+    assert capture(path)(torch.ones(1, 16)).tolist() == [[16.0] * 3]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from qcompiler.capture.onnx.call import Call
-from qcompiler.capture.onnx.minifloats import MINIFLOATS, Minifloat, rounded
+from qcompiler.capture.onnx.minifloats import MINIFLOATS, rounded
 from qcompiler.capture.onnx.model import ElementType
 from qcompiler.capture.onnx.quantized import (
     Quantization,
@@ -47,7 +47,7 @@ _OPSET = 13
 def quantize_linear(call: Call) -> Tensor:
     kind = MINIFLOATS.get(_stated_type(call, 2))
     if kind is not None:
-        return _quantized_to_floats(call, kind)
+        return rounded(call.tensor(0).to(torch.float32) / _scale_of_floats(call), kind, call.flag("saturate", True))
     integer = _result_type(call, 2)
     x = call.tensor(0)
     x = x if x.dtype is torch.float32 else x.to(torch.float32)
@@ -104,12 +104,6 @@ def _result_type(call: Call, zero_point: int) -> IntegerType:
 def _stated_type(call: Call, zero_point: int) -> ElementType:
     """The element type of a result, 0 where the node does not state it."""
     return (call.element_type(zero_point) or 0) if call.has(zero_point) else call.integer("output_dtype", 0)
-
-
-def _quantized_to_floats(call: Call, kind: Minifloat) -> Tensor:
-    if not call.flag("saturate", True):
-        raise call.fail("does not saturate: floats of 8 bits are read with saturate=1")
-    return rounded(call.tensor(0).to(torch.float32) / _scale_of_floats(call), kind)
 
 
 def _scale_of_floats(call: Call) -> Tensor:
