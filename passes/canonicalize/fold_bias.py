@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
-from qcompiler.ir.quantized_constants import quantized_constant
+from qcompiler.ir.quantized_constants import dequantized_constant
 from qcompiler.ir.types import Stage
 from qcompiler.pipeline.contract import Equivalent
 from qcompiler.pipeline.rewrite import RewritePass, Site
@@ -59,7 +59,7 @@ def _is_open_layer(value: object) -> bool:
 
 
 def _is_constant(value: object) -> bool:
-    return edit.is_constant(value) or quantized_constant(value) is not None
+    return edit.is_constant(value) or dequantized_constant(value) is not None
 
 
 def _fits(layer: fx.Node, constant: fx.Node) -> bool:

@@ -15,7 +15,7 @@ from torch import fx
 
 from qcompiler.ir import edit
 from qcompiler.ir.float_ops import ARITHMETIC_OPS
-from qcompiler.ir.quantized_constants import QuantizedConstant, quantized_constant
+from qcompiler.ir.quantized_constants import DequantizedConstant, dequantized_constant
 from qcompiler.ir.types import Stage
 from qcompiler.pipeline.contract import Exact
 from qcompiler.pipeline.rewrite import RewritePass, Site
@@ -32,7 +32,7 @@ _PARAMETERS: Mapping[object, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class FoldDequantize(RewritePass[tuple[fx.Node, list[QuantizedConstant]]]):
+class FoldDequantize(RewritePass[tuple[fx.Node, list[DequantizedConstant]]]):
     """Replace ``qc.dequantize`` of a number, or of a normalization's parameter, by its value."""
 
     name: ClassVar = "fold-dequantize"
@@ -40,17 +40,17 @@ class FoldDequantize(RewritePass[tuple[fx.Node, list[QuantizedConstant]]]):
     gives: ClassVar = Stage.QDQ
     promise: ClassVar = Exact()
 
-    def match(self, node: fx.Node) -> tuple[fx.Node, list[QuantizedConstant]] | None:
+    def match(self, node: fx.Node) -> tuple[fx.Node, list[DequantizedConstant]] | None:
         if node.op != "call_function":
             return None
         if node.target in ARITHMETIC_OPS:
-            found = [each for each in map(quantized_constant, node.args[:2]) if each is not None and each.integers.numel() == 1]
+            found = [each for each in map(dequantized_constant, node.args[:2]) if each is not None and each.integers.numel() == 1]
         else:
             names = _PARAMETERS.get(node.target, ())
-            found = [each for each in (quantized_constant(edit.argument(node, name)) for name in names) if each is not None]
+            found = [each for each in (dequantized_constant(edit.argument(node, name)) for name in names) if each is not None]
         return (node, found) if found else None
 
-    def rewrite(self, graph_module: fx.GraphModule, match: tuple[fx.Node, list[QuantizedConstant]]) -> None:
+    def rewrite(self, graph_module: fx.GraphModule, match: tuple[fx.Node, list[DequantizedConstant]]) -> None:
         node, constants = match
         for constant in constants:
             value = Site(graph_module, constant.node, self.name).constant(f"{constant.node.name}_real", constant.reals)

@@ -17,7 +17,7 @@ from torch import fx
 
 from qcompiler.ir import edit
 from qcompiler.ir.float_ops import MOVEMENT_OPS
-from qcompiler.ir.quantized_constants import quantized_constant
+from qcompiler.ir.quantized_constants import dequantized_constant
 from qcompiler.ir.types import Stage
 from qcompiler.pipeline.contract import Exact
 from qcompiler.pipeline.rewrite import RewritePass, Site
@@ -61,5 +61,5 @@ class HoistQuantize(RewritePass[tuple[fx.Node, list[fx.Node]]]):
 
 def _reals(value: object) -> torch.Tensor | None:
     """The numbers of a constant, in floats or in integers."""
-    constant = quantized_constant(value)
+    constant = dequantized_constant(value)
     return edit.constant_value(value) if constant is None else constant.reals

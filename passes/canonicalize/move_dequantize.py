@@ -20,7 +20,7 @@ from torch import fx
 
 from qcompiler.ir import edit
 from qcompiler.ir.float_ops import RESHAPE_OPS
-from qcompiler.ir.quantized_constants import QuantizedConstant, quantized_constant, quantized_type
+from qcompiler.ir.quantized_constants import DequantizedConstant, dequantized_constant, quantized_type
 from qcompiler.ir.types import QuantizedType, Stage
 from qcompiler.pipeline.contract import Exact
 from qcompiler.pipeline.rewrite import RewritePass, Site
@@ -61,7 +61,7 @@ class MoveDequantize(RewritePass[fx.Node]):
     def check(self, match: fx.Node) -> str | None:
         if not _moves_constant(match):
             return None if len(_border(match).args[1]) == 1 else "it moves integers that have several scales"  # type: ignore[arg-type]
-        constant = quantized_constant(match.args[0])
+        constant = dequantized_constant(match.args[0])
         assert constant is not None  # match saw it
         return None if _moved_type(match, constant) is not None else "the scales of the constant do not follow"
 
@@ -82,7 +82,7 @@ class MoveDequantize(RewritePass[fx.Node]):
 
 
 def _moves_constant(node: fx.Node) -> bool:
-    return node.target in _MOVES and len(node.all_input_nodes) == 1 and quantized_constant(node.args[0]) is not None
+    return node.target in _MOVES and len(node.all_input_nodes) == 1 and dequantized_constant(node.args[0]) is not None
 
 
 def _reads_moved(node: fx.Node) -> bool:
@@ -136,7 +136,7 @@ def _moved(site: Site, move: fx.Node, reals: fx.Node, quantized: QuantizedType) 
 
 
 def _move_constant(site: Site, node: fx.Node) -> None:
-    constant = quantized_constant(node.args[0])
+    constant = dequantized_constant(node.args[0])
     assert constant is not None  # match saw it
     quantized = _moved_type(node, constant)
     assert quantized is not None  # check asked for it
@@ -144,7 +144,7 @@ def _move_constant(site: Site, node: fx.Node) -> None:
     site.replace(site.call(_qc.dequantize.default, integers, *quantized.arguments))
 
 
-def _moved_type(node: fx.Node, constant: QuantizedConstant) -> QuantizedType | None:
+def _moved_type(node: fx.Node, constant: DequantizedConstant) -> QuantizedType | None:
     """The type behind the movement: its axis is the one along which the index of the channel still counts up."""
     quantized, shape = constant.quantized, constant.integers.shape
     if quantized.axis is None:

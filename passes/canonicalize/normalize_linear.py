@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
-from qcompiler.ir.quantized_constants import quantized_constant
+from qcompiler.ir.quantized_constants import dequantized_constant
 from qcompiler.ir.types import Stage
 from qcompiler.pipeline.contract import Equivalent
 from qcompiler.pipeline.rewrite import RewritePass, Site
@@ -38,7 +38,7 @@ class NormalizeLinear(RewritePass[fx.Node]):
             return node if edit.is_constant(node.args[2]) else None
         if not edit.is_call(node, _aten.mm.default, _aten.matmul.default):
             return None
-        return node if edit.is_constant(node.args[1]) or quantized_constant(node.args[1]) is not None else None
+        return node if edit.is_constant(node.args[1]) or dequantized_constant(node.args[1]) is not None else None
 
     def check(self, match: fx.Node) -> str | None:
         if edit.is_call(match, _aten.addmm.default):
@@ -55,7 +55,7 @@ class NormalizeLinear(RewritePass[fx.Node]):
             site.replace(site.call(_aten.linear.default, x, _scaled(site, matrix, alpha), _scaled(site, bias, beta)))
             return
         x, matrix = match.args[:2]
-        if quantized_constant(matrix) is not None:
+        if dequantized_constant(matrix) is not None:
             site.replace(site.call(_aten.linear.default, x, site.call(_aten.permute.default, matrix, [1, 0])))
             return
         site.replace(site.call(_aten.linear.default, x, _scaled(site, matrix, 1)))

@@ -20,7 +20,7 @@ from torch import fx
 
 from qcompiler.ir import edit
 from qcompiler.ir.float_ops import MOVEMENT_OPS
-from qcompiler.ir.quantized_constants import QuantizedConstant, quantized_constant
+from qcompiler.ir.quantized_constants import DequantizedConstant, dequantized_constant
 from qcompiler.ir.types import INT8, QuantizedType, Stage
 from qcompiler.pipeline.contract import Equivalent
 from qcompiler.pipeline.rewrite import RewritePass, Site
@@ -33,7 +33,7 @@ _MOST_PARTS = 3  # |q'| is at most 255
 
 
 @dataclass(frozen=True)
-class WeightsToInt8(RewritePass[tuple[fx.Node, QuantizedConstant]]):
+class WeightsToInt8(RewritePass[tuple[fx.Node, DequantizedConstant]]):
     """Write weights as int8 with zero point 0, in two parts where they have 9 bits."""
 
     name: ClassVar = "weights-to-int8"
@@ -41,13 +41,13 @@ class WeightsToInt8(RewritePass[tuple[fx.Node, QuantizedConstant]]):
     gives: ClassVar = Stage.QDQ
     promise: ClassVar = Equivalent(1e-5)
 
-    def match(self, node: fx.Node) -> tuple[fx.Node, QuantizedConstant] | None:
-        weight = quantized_constant(edit.argument(node, "weight")) if node.target in _LAYERS else None
+    def match(self, node: fx.Node) -> tuple[fx.Node, DequantizedConstant] | None:
+        weight = dequantized_constant(edit.argument(node, "weight")) if node.target in _LAYERS else None
         if weight is None or (weight.integers.dtype is torch.int8 and not any(weight.quantized.zero_point)):
             return None
         return node, weight
 
-    def check(self, match: tuple[fx.Node, QuantizedConstant]) -> str | None:
+    def check(self, match: tuple[fx.Node, DequantizedConstant]) -> str | None:
         node, weight = match
         parts = _parts(weight.centred)
         if len(parts) > _MOST_PARTS:
@@ -58,7 +58,7 @@ class WeightsToInt8(RewritePass[tuple[fx.Node, QuantizedConstant]]):
             return "its weight less the zero point needs 9 bits, and it is a transposed convolution"
         return None if _border(node.args[0]) is not None else "its input is not quantized"
 
-    def rewrite(self, graph_module: fx.GraphModule, match: tuple[fx.Node, QuantizedConstant]) -> str | None:
+    def rewrite(self, graph_module: fx.GraphModule, match: tuple[fx.Node, DequantizedConstant]) -> str | None:
         node, weight = match
         site, parts = Site(graph_module, node, self.name), _parts(weight.centred)
         integers = site.constant(f"{weight.node.name}_int8", torch.cat(parts, 1).to(torch.int8))

@@ -16,7 +16,7 @@ from torch import fx
 
 import qcompiler.ir.float_ops  # noqa: F401  # registers qc::l2_normalize
 from qcompiler.ir import edit, elementwise
-from qcompiler.ir.quantized_constants import quantized_constant, quantized_type
+from qcompiler.ir.quantized_constants import dequantized_constant, quantized_type
 from qcompiler.passes.quantize.rules import ROLES, WEIGHT_AXIS, Role
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
@@ -93,7 +93,7 @@ def _of_function(node: fx.Node, interval: RealRange) -> RealRange:
 
 
 def _dequantized(node: fx.Node, found: Ranges) -> RealRange:
-    constant = quantized_constant(node)
+    constant = dequantized_constant(node)
     if constant is not None:
         return RealRange(float(constant.reals.min()), float(constant.reals.max()))
     kind = quantized_type(node)
@@ -117,7 +117,7 @@ def _layer(node: fx.Node, found: Ranges) -> RealRange | None:
 
 
 def _reals(value: object) -> torch.Tensor | None:
-    constant = quantized_constant(value)
+    constant = dequantized_constant(value)
     return edit.constant_value(value) if constant is None else constant.reals
 
 

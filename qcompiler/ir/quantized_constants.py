@@ -16,7 +16,7 @@ _PARAMETERS = ("scale", "zero_point", "axis", "bits", "signed")
 
 
 @dataclass(frozen=True, eq=False)
-class QuantizedConstant:
+class DequantizedConstant:
     """``real = scale * (integers - zero_point)``; ``node`` is the dequantize."""
 
     node: fx.Node
@@ -57,9 +57,9 @@ def quantized_type(node: fx.Node) -> QuantizedType:
     return QuantizedType.from_arguments(*(edit.argument(node, name) for name in _PARAMETERS))
 
 
-def quantized_constant(node: object) -> QuantizedConstant | None:
+def dequantized_constant(node: object) -> DequantizedConstant | None:
     """The constant behind a ``qc.dequantize``; None for anything else."""
     if not isinstance(node, fx.Node) or not edit.is_call(node, _qc.dequantize.default):
         return None
     integers = integer_constant(node.args[0])
-    return None if integers is None else QuantizedConstant(node, integers, quantized_type(node))
+    return None if integers is None else DequantizedConstant(node, integers, quantized_type(node))
