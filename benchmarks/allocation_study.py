@@ -94,8 +94,8 @@ def load_vit_cifar10(assets: Path, images: int) -> Network:
     step = max(1, len(labels) // (images or 1000))
     pixels, labels = pixels[::step], labels[::step]
     calibration = vit_calibration(assets)[: CALIBRATION_IMAGES // 16]
-    batches = functools.partial(lambda: [vit.normalize_cifar(part) for part in pixels.split(BATCH)])
-    return Network("ViT on CIFAR-10", load_vit(assets, spread=False), calibration, batches, labels)
+    model = load_vit(assets, spread=False)
+    return Network("ViT on CIFAR-10", model, calibration, lambda: [vit.normalize_cifar(part) for part in pixels.split(BATCH)], labels)
 
 
 NETWORKS: dict[str, Callable[[Path, int], Network]] = {

@@ -27,6 +27,7 @@ import results
 from models.resnet_cifar import load_resnet20, normalize
 from qcompiler.errors import QCompilerError
 from qcompiler.ir.types import Stage
+from qcompiler.pipeline.instruments import signal_to_noise
 
 ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets"
 IMAGES = 16
@@ -157,7 +158,7 @@ def outcome(model: onnx.ModelProto, images: torch.Tensor) -> str:
         return f"declined: {error}"
     added = sum(len(record.notes) for record in integer.history if record.name == "quantize-rest")
     (found,), expected = integer.run(images), _reference(model, images)
-    noise = 10 * float(torch.log10((expected**2).sum() / ((found - expected) ** 2).sum()))
+    noise = signal_to_noise([expected], [found])
     same = int((found.argmax(1) == expected.argmax(1)).sum())
     return f"integers; {added} values beyond the file; {noise:.1f} dB, {same} of {len(images)} predictions of onnxruntime"
 

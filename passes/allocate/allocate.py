@@ -35,7 +35,6 @@ from qcompiler.pipeline.executor import LocalExecutor
 from qcompiler.sensitivity import Item, ItemKind, SensitivityTable
 
 BUDGETS = ("average_weight_bits", "size", "bops", "latency")
-_MILLISECONDS = 1e3
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ class Allocate(Pass):
             budgets.append(bops_budget(items, self.bops))
         if self.latency is not None:
             times = latency_table(program, context, self.latency_table, self.threads, self.bits, self.activation_bits)
-            budgets.append(latency_budget(items, times, self.latency / _MILLISECONDS))
+            budgets.append(latency_budget(items, times, self.latency))
         return budgets
 
     def _table(self, program: Program, items: Items, quantize: Quantize, context: PassContext) -> SensitivityTable:
@@ -179,9 +178,7 @@ class Allocate(Pass):
             if chosen:
                 parts.append(self._measure(program, chosen, items.candidates[chosen[0]].bits, quantize, context))
         if not parts:
-            return _completed(
-                SensitivityTable(self.metric, "", {(item, size.bits[0]): 0.0 for item, size in items.candidates.items()}), items
-            )
+            return SensitivityTable(self.metric, "", _single(items))
         merged = {row: value for part in parts for row, value in part.rows.items()}
         return _completed(replace(parts[0], rows=merged), items)
 
@@ -217,9 +214,12 @@ def _checked(table: SensitivityTable, program: Program, items: Items, needed: Se
 
 
 def _completed(table: SensitivityTable, items: Items) -> SensitivityTable:
+    return replace(table, rows={**_single(items), **table.rows})
+
+
+def _single(items: Items) -> dict[tuple[Item, int], float]:
     """What has no choice loses nothing that another choice would not."""
-    single = {(item, size.bits[0]): 0.0 for item, size in items.candidates.items() if len(size.bits) == 1}
-    return replace(table, rows={**single, **table.rows})
+    return {(item, size.bits[0]): 0.0 for item, size in items.candidates.items() if len(size.bits) == 1}
 
 
 def _summary(stated: Stated, solution: Solution) -> str:

@@ -32,10 +32,9 @@ def solve(reduced: Reduced) -> list[int] | None:
     (budget,) = reduced.budgets
     stars = _stars(reduced, budget)
     floor = budget.fixed + sum(star.least for star in stars)
-    room = budget.limit - floor
-    if room < -1e-9 * abs(budget.limit):
+    if not fits(floor, budget.limit):
         return None
-    unit = max(room, 0.0) / RESOLUTION or 1.0
+    unit = max(budget.limit - floor, 0.0) / RESOLUTION or 1.0
     best: Array = np.zeros(RESOLUTION + 1)
     steps: list[_Fold] = []
     for star in stars:
@@ -55,10 +54,10 @@ def _read_back(reduced: Reduced, budget: ReducedBudget, steps: Sequence[_Fold], 
             if left < 0 or not np.isfinite(fold.best[left]):
                 return None
             left = fold.read_back(left, positions)
-        over = Moves(reduced, positions).totals[0] - budget.limit
-        if fits(over + budget.limit, budget.limit):
+        total = float(Moves(reduced, positions).totals[0])
+        if fits(total, budget.limit):
             return positions
-        most -= max(1, int(over / unit))
+        most -= max(1, int((total - budget.limit) / unit))
     return None
 
 

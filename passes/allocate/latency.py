@@ -44,7 +44,7 @@ def latency_table(
 
 
 def latency_budget(items: Items, table: LatencyTable, limit: float) -> Budget:
-    """Milliseconds of a call with one sample; ``limit`` in seconds. Each layer's time depends on its weight's bits and its input's.
+    """Milliseconds of a call with one sample; ``limit`` alike. Each layer's time depends on its weight's bits and its input's.
 
     Raises:
         CalibrationError: the table lacks a layer, or the bits that it may have.
@@ -59,4 +59,4 @@ def latency_budget(items: Items, table: LatencyTable, limit: float) -> Budget:
         seconds = [[table.seconds(product.name, one, other) for other in read_bits] for one in options[weight]]
         values = np.array(seconds) * _MILLISECONDS
         costs.append(Cost((str(weight), str(read)), values) if read is not None else Cost((str(weight),), values[:, 0]))
-    return Budget("latency", limit * _MILLISECONDS, tuple(costs), "ms")
+    return Budget("latency", limit, tuple(costs), "ms")

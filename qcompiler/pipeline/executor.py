@@ -144,9 +144,10 @@ class Ledger:
 
 
 def _one_by_one(work: Work, tasks: Sequence[str]) -> Generator[tuple[str, Result], None, None]:
-    do = work.open() if tasks else None
+    if not tasks:
+        return
+    do = work.open()
     for task in tasks:
-        assert do is not None  # there is a task
         try:
             result = do(task)
         except Exception as error:

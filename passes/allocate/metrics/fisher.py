@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from qcompiler.passes.allocate.metrics.errors import squared_norm
 from qcompiler.passes.allocate.metrics.per_sample import PerSampleGradients
 
 
@@ -26,4 +27,4 @@ class Fisher(PerSampleGradients):
     draws_labels: ClassVar[bool] = True
 
     def contribution(self, gradient: Tensor, error: Tensor) -> float:
-        return float((gradient * error).double().square().sum()) / 2.0
+        return squared_norm(gradient * error) / 2.0

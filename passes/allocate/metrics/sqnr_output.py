@@ -16,6 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from qcompiler.passes.allocate.metrics.base import OutputMetric
+from qcompiler.passes.allocate.metrics.errors import squared_norm
 from qcompiler.passes.allocate.study import Piece, Study
 
 
@@ -27,6 +28,4 @@ class SqnrOutput(OutputMetric):
 
     def compare(self, study: Study, piece: Piece, outputs: Sequence[Tensor]) -> tuple[float, float]:
         pairs = list(zip(piece.outputs, outputs, strict=True))
-        noise = [float((wanted - found).double().square().sum()) for wanted, found in pairs]
-        signal = [float(wanted.double().square().sum()) for wanted, _ in pairs]
-        return sum(noise), sum(signal)
+        return sum(squared_norm(wanted - found) for wanted, found in pairs), sum(squared_norm(wanted) for wanted, _ in pairs)
