@@ -26,7 +26,7 @@ from qcompiler.backends.tvm import codegen, packing
 from qcompiler.backends.tvm.kernels import ConvolutionKernel, ResidualAdd
 from qcompiler.backends.tvm.sharing import share
 from qcompiler.backends.tvm.target import TARGETS, available
-from qcompiler.backends.tvm.templates.layout import weight_storage
+from qcompiler.backends.tvm.templates.choice import weight_storage
 from qcompiler.backends.tvm.worker import emit
 
 STREAM = """

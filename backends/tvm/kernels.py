@@ -140,7 +140,7 @@ class ConvolutionKernel:
     with one or more outputs a channel) or anything between. A linear layer over M rows is a 1x1 convolution of height 1, width M;
     ``rows``: how many of the rows count, where that is known at run time only (at most M). Inputs of a linear layer may have 16 bits
     (zero point 0). ``weight_bits``: 8, or 4 or 2 where the kernel reads weights of so few bits that share bytes
-    (``layout.weight_storage`` chooses). Such a linear layer may have weights with factors: partial sums over ``weight_group`` inputs are
+    (``choice.weight_storage`` chooses). Such a linear layer may have weights with factors: partial sums over ``weight_group`` inputs are
     multiplied by an int8 for each output channel, role ``factors``, int8 [O, groups]; 0: without.
     """
 

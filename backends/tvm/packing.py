@@ -13,21 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.backends.tvm.kernels import ConvolutionKernel, Requantization, ResidualAdd
-from qcompiler.backends.tvm.templates.layout import (
-    OPERAND_LANES,
+from qcompiler.backends.tvm.templates.depthwise_layout import DepthwiseLayout, depthwise_layout
+from qcompiler.backends.tvm.templates.layout import OPERAND_LANES, Chunk, Parameter, epilogue_parameters, is_depthwise
+from qcompiler.backends.tvm.templates.matrix_layout import MatrixLayout, is_packed, matrix_layout, panel_vectors
+from qcompiler.backends.tvm.templates.winograd_layout import (
     WINOGRAD_FILTER,
     WINOGRAD_MULTIPLIED_VECTORS,
-    Chunk,
-    DepthwiseLayout,
-    MatrixLayout,
-    Parameter,
     WinogradLayout,
-    depthwise_layout,
-    epilogue_parameters,
-    is_depthwise,
-    is_packed,
-    matrix_layout,
-    panel_vectors,
     uses_winograd,
     winograd_layout,
 )

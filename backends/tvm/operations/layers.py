@@ -16,7 +16,7 @@ from qcompiler.backends.tvm.kernels import (
 )
 from qcompiler.backends.tvm.operations.handler import Handler
 from qcompiler.backends.tvm.operations.windows import window_of
-from qcompiler.backends.tvm.templates import layout
+from qcompiler.backends.tvm.templates.choice import weight_storage
 from qcompiler.backends.tvm.views import View
 from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
@@ -70,7 +70,7 @@ def _accumulate(
         rows=_dynamic_rows(output),
         **geometry,
     )
-    kernel = layout.weight_storage(kernel, planner.target.name, _weight_bits(fusion), fusion.weight_group)
+    kernel = weight_storage(kernel, planner.target.name, _weight_bits(fusion), fusion.weight_group)
     inputs = [view for view in (x, residual) if view is not None]
     parameters = [(view.storage, 0) for view in planner.packed(kernel, fusion.constants(), fusion.weight_group)]
     pointers = [(view.storage, _map_start(view, sample)) for view in (*inputs, output)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qcompiler.backends.tvm.kernels import ConvolutionKernel
-from qcompiler.backends.tvm.templates.layout import instruction_set, is_depthwise, is_packed, reads_words, uses_winograd
+from qcompiler.backends.tvm.templates.layout import instruction_set, is_depthwise, reads_words
+from qcompiler.backends.tvm.templates.matrix_layout import is_packed
+from qcompiler.backends.tvm.templates.winograd_layout import uses_winograd
 
 if TYPE_CHECKING:
     from tvm import tirx

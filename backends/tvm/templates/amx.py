@@ -18,7 +18,8 @@ from qcompiler.backends.tvm.kernels import ConvolutionKernel
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.epilogue import Epilogue, Place, position
-from qcompiler.backends.tvm.templates.layout import MatrixLayout, kernel_parameters, matrix_layout, output_map, panel_vectors
+from qcompiler.backends.tvm.templates.layout import kernel_parameters
+from qcompiler.backends.tvm.templates.matrix_layout import MatrixLayout, matrix_layout, output_map, panel_vectors
 
 _TILE_ROWS = 16
 _TILE_BYTES = 64

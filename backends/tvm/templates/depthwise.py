@@ -15,9 +15,10 @@ from tvm.tirx.script import builder as T
 
 from qcompiler.backends.tvm.kernels import ConvolutionKernel
 from qcompiler.backends.tvm.templates import emission as e
+from qcompiler.backends.tvm.templates.depthwise_layout import DepthwiseLayout, depthwise_layout
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.epilogue import Epilogue, Place, position
-from qcompiler.backends.tvm.templates.layout import Chunk, DepthwiseLayout, depthwise_layout, kernel_parameters
+from qcompiler.backends.tvm.templates.layout import Chunk, kernel_parameters
 
 _VECTORS = 4
 

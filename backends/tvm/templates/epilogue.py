@@ -38,7 +38,7 @@ def position(activation: Activation, row: Expr, column: Expr) -> Expr:
 
 
 class Epilogue:
-    """Turns sums into outputs. ``buffers`` holds output, residual operand and parameters by their names (``layout.parameters``)."""
+    """Turns sums into outputs. ``buffers`` holds output, residual operand and ``layout.epilogue_parameters`` by their names."""
 
     def __init__(self, kernel: ConvolutionKernel, buffers: Mapping[str, Buffer], permutes_bytes: bool) -> None:
         self._output = kernel.output

@@ -25,16 +25,8 @@ from qcompiler.backends.tvm.kernels import ConvolutionKernel
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.epilogue import Epilogue, Place, position
-from qcompiler.backends.tvm.templates.layout import (
-    WORDS_OF_A_STEP,
-    MatrixLayout,
-    Tile,
-    choose_tile,
-    kernel_parameters,
-    matrix_layout,
-    output_map,
-    reads_words,
-)
+from qcompiler.backends.tvm.templates.layout import WORDS_OF_A_STEP, kernel_parameters, reads_words
+from qcompiler.backends.tvm.templates.matrix_layout import MatrixLayout, Tile, choose_tile, matrix_layout, output_map
 
 _STEP_BYTES = 4
 _TOP_BITS = -0x7F7F7F80  # 0x80808080: turns four int8 into uint8 that are 128 larger, and back

@@ -1,9 +1,9 @@
 """3x3 convolutions by Winograd's minimal filtering F(4x4, 3x3), exact in integers (Lavin and Gray, arXiv:1509.09308, section 4.1).
 
 A tile of 4 x 4 outputs is ``A^T [(G g G^T) * (B^T d B)] A``: 36 products instead of 144. ``G`` has sixths and 24ths; with
-``layout.WINOGRAD_FILTER`` in its place and the last column of A doubled everything is an integer and the result is ``576 y``:
+``winograd_layout.WINOGRAD_FILTER`` in its place and the last column of A doubled everything is an integer and the result is ``576 y``:
 
-* inputs, centred to [-128, 127], grow at most 100-fold in ``B^T d B``: int16. So do the transformed weights (``layout``);
+* inputs, centred to [-128, 127], grow at most 100-fold in ``B^T d B``: int16. So do the transformed weights (``winograd_layout``);
 * the sum over input channels is vpdpwssd's, modulo 2^32, and so is the output transform;
 * 576 is 2^6 * 9, and 9 has an inverse modulo 2^32: ``(576 y) / 9`` is ``64 y`` modulo 2^32, whose arithmetic shift by 6 is y
   if ``|y| < 2^25``. Where there are too many channels for that, parts of them are summed and recovered one by one.
@@ -23,13 +23,8 @@ from qcompiler.backends.tvm.kernels import ConvolutionKernel
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.epilogue import Epilogue, Place, position
-from qcompiler.backends.tvm.templates.layout import (
-    WINOGRAD_MULTIPLIED_VECTORS,
-    WINOGRAD_TILE,
-    WinogradLayout,
-    kernel_parameters,
-    winograd_layout,
-)
+from qcompiler.backends.tvm.templates.layout import kernel_parameters
+from qcompiler.backends.tvm.templates.winograd_layout import WINOGRAD_MULTIPLIED_VECTORS, WINOGRAD_TILE, WinogradLayout, winograd_layout
 
 _INPUT = WINOGRAD_TILE + 2  # rows and columns of the inputs that a tile takes
 _POINTS = _INPUT * _INPUT

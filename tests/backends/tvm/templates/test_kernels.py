@@ -8,7 +8,7 @@ import pytest
 from qcompiler import native
 from qcompiler.backends.tvm import templates
 from qcompiler.backends.tvm.kernels import Activation, ConvolutionKernel, Requantization, ResidualAdd
-from qcompiler.backends.tvm.templates import layout
+from qcompiler.backends.tvm.templates.winograd_layout import uses_winograd
 from qcompiler.errors import TargetError
 
 TARGETS = ("x86-64-v3", "x86-64-vnni", "x86-64-amx")
@@ -104,7 +104,7 @@ WINOGRAD = {
 
 @pytest.mark.parametrize("name", WINOGRAD)
 def test_winograd(name: str, check: Check) -> None:
-    assert layout.uses_winograd(WINOGRAD[name], "x86-64-vnni")
+    assert uses_winograd(WINOGRAD[name], "x86-64-vnni")
     check(WINOGRAD[name], "x86-64-vnni")
 
 
@@ -124,9 +124,9 @@ def test_winograd_at_the_ends_of_its_range(channels: int, extreme: int, check: C
 
 
 def test_winograd_only_where_it_is_faster() -> None:
-    assert not layout.uses_winograd(convolution((8, 8), (512, 64), (3, 3), padding=(1, 1)), "x86-64-vnni")
-    assert not layout.uses_winograd(convolution((5, 5), (64, 64), (3, 3), padding=(1, 1)), "x86-64-vnni")
-    assert not layout.uses_winograd(WINOGRAD["whole tiles"], "x86-64-amx")
+    assert not uses_winograd(convolution((8, 8), (512, 64), (3, 3), padding=(1, 1)), "x86-64-vnni")
+    assert not uses_winograd(convolution((5, 5), (64, 64), (3, 3), padding=(1, 1)), "x86-64-vnni")
+    assert not uses_winograd(WINOGRAD["whole tiles"], "x86-64-amx")
 
 
 def requantization(form: Any, output: str, per_channel: bool) -> Requantization:

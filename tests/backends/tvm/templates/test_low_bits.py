@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from qcompiler.backends.tvm.kernels import Activation, ConvolutionKernel, Requantization
-from qcompiler.backends.tvm.templates import layout
+from qcompiler.backends.tvm.templates.choice import weight_storage
+from qcompiler.backends.tvm.templates.matrix_layout import LONGEST_SCALED_SUM, matrix_layout
 
 TARGETS = ("x86-64-v3", "x86-64-vnni", "x86-64-amx")
 Check = Callable[..., None]
@@ -53,7 +54,7 @@ def test_packed_weights(name: str, bits: int, target: str, check: Check) -> None
 @pytest.mark.parametrize(("extreme", "dtype"), [(-128, "int8"), (127, "int8"), (255, "uint8"), (0, "uint8")])
 def test_largest_sums(extreme: int, dtype: str, bits: int, weight: int, target: str, check: Check) -> None:
     """The ends of both ranges, over as many inputs as a scaled sum may have; with inputs without a sign as well."""
-    depth = layout.LONGEST_SCALED_SUM // 16 * 16
+    depth = LONGEST_SCALED_SUM // 16 * 16
 
     def change(case: Any) -> None:
         case.input[:] = extreme
@@ -95,7 +96,7 @@ def test_largest_sums_of_groups(extreme: int, dtype: str, target: str, check: Ch
 @pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-vnni"])
 def test_inputs_of_words_where_reading_weights_takes_longest(target: str, check: Check) -> None:
     kernel = linear(1, 1030, 531, "int16", NARROW)
-    assert layout.matrix_layout(kernel, target).stored_bits == 8
+    assert matrix_layout(kernel, target).stored_bits == 8
 
     def change(case: Any) -> None:
         case.input[:] //= 16  # sums within int32
@@ -107,21 +108,21 @@ def test_inputs_of_words_where_reading_weights_takes_longest(target: str, check:
 def test_bytes_in_the_place_of_words(dtype: str, check: Check) -> None:
     """AVX2 multiplies words; where reading them takes longest, bytes are read and widened."""
     kernel = linear(1, 1030, 531, dtype, NARROW)
-    assert layout.matrix_layout(kernel, "x86-64-v3").stored_bits == 8
+    assert matrix_layout(kernel, "x86-64-v3").stored_bits == 8
     check(kernel, "x86-64-v3")
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_packed_only_where_it_is_faster(target: str) -> None:
     few_rows, many_rows, small = linear(1, 4096, 4096), linear(128, 768, 768), linear(1, 192, 192)
-    assert [layout.weight_storage(few_rows, target, bits).weight_bits for bits in (2, 3, 4, 5, 8)] == [2, 4, 4, 8, 8]
-    assert layout.weight_storage(many_rows, target, 4) == many_rows
+    assert [weight_storage(few_rows, target, bits).weight_bits for bits in (2, 3, 4, 5, 8)] == [2, 4, 4, 8, 8]
+    assert weight_storage(many_rows, target, 4) == many_rows
     if target != "x86-64-v3":  # whose products of small weights take fewer instructions too
-        assert layout.weight_storage(small, target, 4) == small
+        assert weight_storage(small, target, 4) == small
 
 
 def test_packed_only_where_it_is_exact() -> None:
     long = linear(1, 70000, 64)
-    assert layout.weight_storage(long, "x86-64-vnni", 4) == long  # sums of scaled products could leave int32
-    assert layout.weight_storage(long, "x86-64-vnni", 4, group=128) == replace(long, weight_bits=4, weight_group=128)
-    assert layout.weight_storage(long, "x86-64-vnni", 4, group=100) == long  # no whole number of rounds
+    assert weight_storage(long, "x86-64-vnni", 4) == long  # sums of scaled products could leave int32
+    assert weight_storage(long, "x86-64-vnni", 4, group=128) == replace(long, weight_bits=4, weight_group=128)
+    assert weight_storage(long, "x86-64-vnni", 4, group=100) == long  # no whole number of rounds
