@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +95,7 @@ class Moves:
         Two moves are looked at where their classes have no joint cost. Needs an allocation that keeps the budgets.
         """
         apart = self._apart()
-        for _ in count():
+        while True:
             room = (self.limits - self.totals)[:, None]
             losses, expenses = self.losses, self.expenses
             least = -_LEAST_GAIN * max(abs(self.objective), 1e-300)

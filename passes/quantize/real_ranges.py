@@ -39,9 +39,6 @@ class RealRange:
     def with_zero(self) -> RealRange:
         return RealRange(min(self.low, 0.0), max(self.high, 0.0))
 
-    def hull(self, other: RealRange) -> RealRange:
-        return RealRange(min(self.low, other.low), max(self.high, other.high))
-
     def times(self, other: RealRange) -> RealRange:
         ends = [first * second for first in (self.low, self.high) for second in (other.low, other.high)]
         return RealRange(min(ends), max(ends))

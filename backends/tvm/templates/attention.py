@@ -45,7 +45,6 @@ from qcompiler.backends.tvm.templates.product import (
 )
 from qcompiler.backends.tvm.templates.product_layout import BLOCK_ROWS, Scheme, row_tile, scheme
 
-_PACKED_VECTOR = 64
 _PROBABILITY_SHIFT = 23
 _BYTE_LANES = {16: 64, 8: 16}  # scores that are worked on together, by the int32 lanes of a vector
 

@@ -21,9 +21,9 @@ class Values:
     items: Mapping[Item, Tensor]
     extra: tuple[Tensor, ...]
 
-    def gradients(self, of: Tensor, *, create_graph: bool = False, retain_graph: bool | None = None) -> dict[Item, Tensor]:
+    def gradients(self, of: Tensor, *, retain_graph: bool | None = None) -> dict[Item, Tensor]:
         """The derivatives of a number; zeros for an item that it does not depend on."""
-        return derivatives(of, self.items, create_graph=create_graph, retain_graph=retain_graph)
+        return derivatives(of, self.items, retain_graph=retain_graph)
 
 
 class Differentiable:

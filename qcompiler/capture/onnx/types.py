@@ -54,8 +54,3 @@ def dtype_of(element_type: int, what: str) -> torch.dtype:
 def traced_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a program computes values of ``dtype``: float32 for every float, since stage FLOAT has no other."""
     return torch.float32 if dtype.is_floating_point else dtype
-
-
-def is_small(element_type: int | None) -> bool:
-    """Whether elements take less than a byte in the file."""
-    return element_type in (TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2)
