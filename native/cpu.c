@@ -16,6 +16,7 @@ static const char *const feature_names[QC_CPU_FEATURE_COUNT] = {
     [QC_CPU_AVX512_VNNI] = "avx512-vnni",
     [QC_CPU_AVX_VNNI] = "avx-vnni",
     [QC_CPU_AVX512_VBMI] = "avx512-vbmi",
+    [QC_CPU_AVX512_VPOPCNTDQ] = "avx512-vpopcntdq",
     [QC_CPU_AMX_TILE] = "amx-tile",
     [QC_CPU_AMX_INT8] = "amx-int8",
     [QC_CPU_NEON_DOTPROD] = "neon-dotprod",
@@ -80,6 +81,7 @@ uint64_t qc_cpu_features(void)
         features |= bit_if(extended.ebx, 31, QC_CPU_AVX512VL);
         features |= bit_if(extended.ecx, 11, QC_CPU_AVX512_VNNI);
         features |= bit_if(extended.ecx, 1, QC_CPU_AVX512_VBMI);
+        features |= bit_if(extended.ecx, 14, QC_CPU_AVX512_VPOPCNTDQ);
     }
     if ((saved & XCR0_AMX) == XCR0_AMX) {
         features |= bit_if(extended.edx, 24, QC_CPU_AMX_TILE);

@@ -8,7 +8,7 @@ from qcompiler import native
 from qcompiler.errors import UnknownNameError
 
 _AVX2 = frozenset({"avx2", "fma"})
-_AVX512_VNNI = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512-vnni", "avx512-vbmi"}
+_AVX512_VNNI = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512-vnni", "avx512-vbmi", "avx512-vpopcntdq"}
 _AMX = _AVX512_VNNI | {"amx-tile", "amx-int8"}
 
 
@@ -33,7 +33,7 @@ class KernelTarget:
 
 # From the widest to the narrowest: ``native`` is the first that this machine has. The general x86-64-v4 rather than a model of a
 # maker: its code runs on every machine that has the named features (a model's would use whatever else that model has).
-_WIDE = ("+avx512vnni", "+avx512vbmi", "-prefer-256-bit")
+_WIDE = ("+avx512vnni", "+avx512vbmi", "+avx512vpopcntdq", "-prefer-256-bit")
 TARGETS = {
     target.name: target
     for target in (

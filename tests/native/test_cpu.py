@@ -21,6 +21,7 @@ X86_FLAGS = {
     "avx512-vnni": "avx512_vnni",
     "avx-vnni": "avx_vnni",
     "avx512-vbmi": "avx512vbmi",
+    "avx512-vpopcntdq": "avx512_vpopcntdq",
     "amx-tile": "amx_tile",
     "amx-int8": "amx_int8",
 }

@@ -9,7 +9,7 @@ from qcompiler.errors import TargetError, UnknownNameError
 from qcompiler.pipeline.backend import CompiledProgram
 
 AVX2 = frozenset({"avx2", "fma"})
-VNNI = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512-vnni", "avx512-vbmi"}
+VNNI = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512-vnni", "avx512-vbmi", "avx512-vpopcntdq"}
 AMX = VNNI | {"amx-tile", "amx-int8"}
 
 
