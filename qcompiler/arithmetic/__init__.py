@@ -6,6 +6,7 @@ The reference kernels of the ``qc::`` ops, the proofs of the verifier and every 
 
 from __future__ import annotations
 
+from qcompiler.arithmetic.binary import binarize, binary_scale, is_binary
 from qcompiler.arithmetic.codes import bucketize, decode, embedding, encode
 from qcompiler.arithmetic.dyadic import (
     Dyadic,
@@ -58,6 +59,8 @@ __all__ = [
     "ResidualDyadic",
     "adaptive_max_pool2d",
     "adaptive_sum_pool2d",
+    "binarize",
+    "binary_scale",
     "bucketize",
     "build_table",
     "centre",
@@ -80,6 +83,7 @@ __all__ = [
     "hadamard",
     "has_form",
     "integer_epsilon",
+    "is_binary",
     "is_order",
     "largest_factor",
     "linear",
