@@ -211,10 +211,13 @@ def profile(
     Raises:
         UnknownNameError: no such target, recipe or option.
         TargetError: this machine cannot run the target, or its code cannot be timed step by step.
+        QCompilerError: no bits are asked for, or the program is at another stage.
         Whatever ``quantize`` raises.
     """
     if program.stage is not Stage.FLOAT:
         raise QCompilerError(f"the program is at stage {program.stage.value}: profile takes what capture gives")
+    if not weight_bits or not activation_bits:
+        raise QCompilerError("no bits to profile: give one or more for weights and for activations each")
     machine = Machine.here(target, threads)
     telling = progress or default_progress()
     pairs = [(weight, activation) for weight in sorted(weight_bits) for activation in sorted(activation_bits)]

@@ -106,6 +106,8 @@ def test_layers_are_timed_once_and_then_taken_from_the_cache(program: qc.Program
 def test_what_cannot_be_profiled(program: qc.Program) -> None:
     with pytest.raises(UnknownNameError, match="target 'x87'"):
         profile(program, target="x87")
+    with pytest.raises(QCompilerError, match="no bits to profile"):
+        profile(program, weight_bits=())
     integers = qc.quantize(program, torch.randn(4, 16))
     with pytest.raises(QCompilerError, match="at stage integer: profile takes what capture gives"):
         profile(integers)

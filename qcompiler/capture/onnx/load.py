@@ -112,7 +112,12 @@ def _check_external_data(proto: ModelProto, folder: Path | None) -> None:
 
 
 def _without_external_data(proto: ModelProto) -> ModelProto:
-    """A copy for the checker, which looks for the files of a model that it gets without a path in the working directory."""
+    """A copy for the checker, which looks for the files of a model that it gets without a path in the working directory.
+
+    The model itself where it has no such files: it may be large.
+    """
+    if all(tensor.data_location != TensorProto.EXTERNAL for tensor in _tensors(proto.graph)):
+        return proto
     result = ModelProto()
     result.CopyFrom(proto)
     for tensor in _tensors(result.graph):
