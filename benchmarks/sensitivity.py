@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--together", action="store_true", help="also how far the sensitivities of single items add up")
     parser.add_argument("--assets", type=Path, default=ROOT.parent / "shared" / "assets")
     options = parser.parse_args(arguments)
+    if options.synthesize and "loss" not in options.metrics:
+        parser.error("--synthesize compares tables of the metric 'loss': add it to --metrics")
     torch.set_num_threads(1)
     program, images = load(options.model, options.assets, options.samples)
     tables: dict[str, SensitivityTable] = {}

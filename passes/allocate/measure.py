@@ -112,6 +112,7 @@ def measure_together(
 
     Arguments and errors are those of ``measure``. Compare with the sum of the table's rows to see how far sensitivities add up.
     """
+    _check(program, metric, data, tuple(allocation.values()))
     quantize = quantize or Quantize()
     items = find_items(program, quantize, include_fixed=True)
     chosen = {items.find(item.name, item.kind)[0]: bits for item, bits in allocation.items()}

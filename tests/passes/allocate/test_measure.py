@@ -14,7 +14,8 @@ import torch
 
 import qcompiler as qc
 from qcompiler.errors import CalibrationError, QCompilerError, UnknownNameError
-from qcompiler.passes.allocate.measure import measure
+from qcompiler.passes.allocate.measure import measure, measure_together
+from qcompiler.passes.allocate.metrics.loss import MeasuredLoss
 from qcompiler.passes.allocate.table import fingerprint
 from qcompiler.pipeline.executor import LocalExecutor, Result, Work
 from qcompiler.sensitivity import Item
@@ -67,7 +68,8 @@ def test_a_checkpoint_holds_finished_evaluations(residual: Any, tmp_path: Path) 
 CHILD = """
 import runpy, sys, time, torch
 from pathlib import Path
-from qcompiler.passes.allocate.measure import measure
+from qcompiler.passes.allocate.measure import measure, measure_together
+from qcompiler.passes.allocate.metrics.loss import MeasuredLoss
 from qcompiler.passes.allocate.metrics.fisher import Fisher
 torch.set_num_threads(1)
 names = runpy.run_path(sys.argv[1])
@@ -134,6 +136,8 @@ def test_other_stages_are_refused(residual: Any) -> None:
     quantized = qc.quantize(residual.program, [residual.inputs])
     with pytest.raises(CalibrationError, match="stage integer: sensitivity is measured at stage float, before 'quantize'"):
         measure(quantized, "loss", residual.data)
+    with pytest.raises(CalibrationError, match="stage integer"):
+        measure_together(quantized, MeasuredLoss(), residual.data, {Item("conv2d", "weight"): 4})
 
 
 def test_from_a_captured_model(residual: Any, tmp_path: Path) -> None:
