@@ -59,6 +59,7 @@ PASSES: dict[str, str] = {
     "rotate-residual-stream": "qcompiler.passes.rotate.rotate_residual_stream:RotateResidualStream",
     "rotate-value-output": "qcompiler.passes.rotate.rotate_value_output:RotateValueOutput",
     "allocate": "qcompiler.passes.allocate.allocate:Allocate",
+    "split-channels": "qcompiler.passes.allocate.split_channels:SplitChannels",
     "quantize": "qcompiler.passes.quantize.quantize:Quantize",
     "gptq": "qcompiler.passes.reconstruct.gptq:Gptq",
     "adaround": "qcompiler.passes.reconstruct.adaround:AdaRound",

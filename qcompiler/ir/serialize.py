@@ -133,7 +133,7 @@ class _GraphReader:
         if entry["quantized"] is not None:
             node.meta["quantized"] = _quantized(entry["quantized"])
         if "precision" in entry:
-            node.meta["precision"] = Precision(**entry["precision"])
+            node.meta["precision"] = Precision(**{**entry["precision"], "channels": tuple(entry["precision"].get("channels", ()))})
         self.nodes[name] = node
 
     def _make(self, name: str, entry: Mapping[str, Any], provenance: Provenance) -> fx.Node:

@@ -123,11 +123,12 @@ def _quantized_text(kind: str, quantized: QuantizedType | None) -> str:
 
 
 def _precision_text(node: fx.Node) -> str:
-    """`` asks=W4A8``: the bits that were asked for here."""
+    """`` asks=W4A8``: the bits that were asked for here; ``W[8, 8, 4, 4]``: for each output channel."""
     asked = node.meta.get("precision")
     if not isinstance(asked, Precision) or asked == Precision():
         return ""
-    parts = [f"{letter}{bits}" for letter, bits in (("W", asked.weight), ("A", asked.activation)) if bits is not None]
+    weight = _list_text([str(bits) for bits in asked.channels]) if asked.channels else asked.weight
+    parts = [f"{letter}{bits}" for letter, bits in (("W", weight), ("A", asked.activation)) if bits is not None]
     return f" asks={''.join(parts)}"
 
 
@@ -198,7 +199,7 @@ def _node_dict(node: fx.Node, sizes: SizeNames) -> dict[str, Any]:
     entry["quantized"] = quantized_dict(node.meta.get("quantized"))
     asked = node.meta.get("precision")
     if isinstance(asked, Precision) and asked != Precision():
-        entry["precision"] = asdict(asked)
+        entry["precision"] = {name: value for name, value in asdict(asked).items() if name != "channels" or value}
     origin = provenance_of(node)
     entry["provenance"] = {"source": origin.source, "module_path": origin.module_path, "made_by": list(origin.made_by)}
     return entry

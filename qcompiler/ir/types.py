@@ -148,13 +148,18 @@ class Precision:
     """Bits asked for at one node, ``node.meta["precision"]``: of its weight and of the value that it gives.
 
     None leaves the decision to the options of the pass that quantizes. Bit allocation and recipes for single layers write it at FLOAT.
+
+    channels: bits of each output channel of the weight, where they differ; ``weight`` is the most of them then. ``split-channels`` makes
+        a layer of each width.
     """
 
     weight: int | None = None
     activation: int | None = None
+    channels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for what, bits, most in (("weight", self.weight, 8), ("activation", self.activation, 16)):
+        of_channels = (("channel", bits, 8) for bits in self.channels)
+        for what, bits, most in (("weight", self.weight, 8), ("activation", self.activation, 16), *of_channels):
             if bits is not None and not 2 <= bits <= most:
                 raise VerificationError(f"a precision of {bits} bits for {what}s: use 2..{most}")
 
