@@ -37,7 +37,7 @@ def emit(kernel: ConvolutionKernel, target: str) -> tirx.PrimFunc:
 
     def body(buffers: list[Buffer]) -> None:
         named = {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)}
-        _AmxKernel(kernel, layout, named).emit()
+        AmxKernel(kernel, layout, named).emit()
 
     return e.function(parameters, body)
 
@@ -61,7 +61,9 @@ def _pixels(kernel: ConvolutionKernel) -> _Pixels:
     return _Pixels(1, (height - 1) * pitch + width, pitch, width)
 
 
-class _AmxKernel:
+class AmxKernel:
+    """The code of a kernel over its buffers by name: ``layout.kernel_parameters``."""
+
     def __init__(self, kernel: ConvolutionKernel, layout: MatrixLayout, buffers: Mapping[str, Buffer]) -> None:
         self._kernel = kernel
         self._layout = layout
@@ -73,12 +75,18 @@ class _AmxKernel:
 
     def emit(self) -> None:
         """One parallel loop over panels and rows or, where all is one row, parts of it; each task configures the tiles."""
-        fixed_count = -(-self._pixels.columns // self._tile_rows)
-        tiles = e.pieces(fixed_count, self._tile_rows, self._kernel.rows, self._buffers.get("extents"))
+        fixed = -(-self._pixels.columns // self._tile_rows)
+        self._emit_tiles(e.parallel, e.pieces(fixed, self._tile_rows, self._kernel.rows, self._buffers.get("extents")))
+
+    def emit_first(self, count: Expr) -> None:
+        """Of a layer the tiles with the first ``count`` rows, one after the other, as a part of another kernel's task."""
+        self._emit_tiles(e.serial, T.Bind(T.truncdiv(count + (self._tile_rows - 1), self._tile_rows)))
+
+    def _emit_tiles(self, loop: e.Loop, tiles: Expr | int) -> None:
         panels, rest = self._layout.panels(self._panel_vectors)
         panel_count, rows = panels + bool(rest), self._pixels.rows
         parts, tiles_in_part = (tiles, 1) if rows == 1 else (1, tiles)
-        with e.parallel(self._layout.groups * panel_count * rows * parts) as task:
+        with loop(self._layout.groups * panel_count * rows * parts) as task:
             part = e.digit(task, 1, parts)
             row = e.digit(task, parts, rows)
             panel = e.digit(task, parts * rows, panel_count)

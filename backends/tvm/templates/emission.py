@@ -6,7 +6,7 @@ Every value is bound to a name at once (``T.Bind``): TIR has no sharing, an expr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ from qcompiler.backends.tvm.templates.layout import Parameter
 # TVM has no type information: an expression, a buffer.
 Expr = Any
 Buffer = Any
+
+# Gives the loop's variable for a number of steps.
+Loop = Callable[[Any], AbstractContextManager[Expr]]
 
 _CACHE_LINE = 64  # bytes
 _SMALLEST, _LARGEST = -(2**31), 2**31 - 1
@@ -95,6 +98,12 @@ def parallel(extent: int | Expr) -> Iterator[Expr]:
         yield task
 
 
+def serial(extent: int | Expr) -> AbstractContextManager[Expr]:
+    """A loop of steps, one after the other."""
+    loop: AbstractContextManager[Expr] = T.serial(0, extent)
+    return loop
+
+
 def pieces(fixed: int, size: int, rows: Extent | None, extents: Buffer | None) -> Expr | int:
     """``fixed``, but where the number of rows is dynamic as many pieces of ``size`` as cover them; the last one may pass their end."""
     if rows is None or extents is None:
@@ -154,6 +163,12 @@ def scratch(count: int, dtype: str) -> Buffer:
     past = T.Bind(T.bitwise_and(-address, T.int64(_CACHE_LINE - 1)) // size)
     start = T.Bind(T.address_of(memory[T.Cast("int32", past)]))
     return T.decl_buffer((count,), dtype, data=start, scope="local")
+
+
+def part(buffer: Buffer, first: Expr, count: int) -> Buffer:
+    """``count`` elements from ``first`` on as a buffer of their own, to be read only: LLVM takes both for different memory."""
+    start = T.Bind(T.address_of(buffer[first]))
+    return T.decl_buffer((count,), str(buffer.dtype), data=start, align=1)
 
 
 def keep_loads_here() -> None:
@@ -280,6 +295,21 @@ def permute_bytes(low: Expr, indices: Expr, high: Expr) -> Expr:
     return _intrinsic("llvm.x86.avx512.vpermi2var.qi.512", "int8x64", low, indices, high)
 
 
+def count_bits(x: Expr) -> Expr:
+    """vpopcntd, popcnt: of each int32 the number of bits that are set."""
+    return _intrinsic("llvm.ctpop", str(x.ty.dtype), x)
+
+
+def pick_bytes(table: Expr, indices: Expr) -> Expr:
+    """vpshufb of 256 bits: byte i of a half is the entry ``indices[i]``, below 16, of the same half of the table."""
+    return _intrinsic("llvm.x86.avx2.pshuf.b", "int8x32", table, indices)
+
+
+def top_bits(vector: Expr) -> Expr:
+    """vpmovmskb: the highest bit of each of 32 bytes as an int32, the first one lowest."""
+    return _intrinsic("llvm.x86.avx2.pmovmskb", "int32", vector)
+
+
 def tile(operation: str, *operands: Expr) -> None:
     """An AMX instruction."""
     T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{operation}", *operands))
@@ -320,7 +350,7 @@ class Sums:
     """A register tile's accumulators. Each is a buffer of its own, which LLVM keeps in a register."""
 
     def __init__(self, start: Sequence[Expr]) -> None:
-        self._buffers = [T.alloc_buffer((lanes(vector),), "int32", scope="local") for vector in start]
+        self._buffers = [T.alloc_buffer((lanes(vector),), str(vector.ty.dtype).split("x")[0], scope="local") for vector in start]
         for index, vector in enumerate(start):
             self[index] = vector
 

@@ -41,7 +41,7 @@ def emit(kernel: ConvolutionKernel, target: str) -> tirx.PrimFunc:
 
     def body(buffers: list[Buffer]) -> None:
         named = {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)}
-        _MatrixKernel(kernel, layout, named).emit()
+        MatrixKernel(kernel, layout, named).emit()
 
     return e.function(parameters, body)
 
@@ -55,11 +55,14 @@ class _Panel:
     channels: int
 
 
-class _MatrixKernel:
+class MatrixKernel:
+    """The code of a kernel over its buffers by name: ``layout.kernel_parameters``."""
+
     def __init__(self, kernel: ConvolutionKernel, layout: MatrixLayout, buffers: Mapping[str, Buffer]) -> None:
         self._kernel = kernel
         self._layout = layout
         self._buffers = buffers
+        self._tile_size = choose_tile(layout, *output_map(kernel))
         wide = layout.instructions.name == "x86-64-vnni"
         self._epilogue = Epilogue(kernel, buffers, permutes_bytes=wide)
         bytes_step = self._step_bytes if wide else self._step_words
@@ -67,15 +70,21 @@ class _MatrixKernel:
 
     def emit(self) -> None:
         """One parallel loop over all tiles, panel by panel, so that a thread's weights stay in its cache."""
+        fixed = -(-output_map(self._kernel)[1] // self._tile_size.columns)
+        self._emit_tiles(e.parallel, e.pieces(fixed, self._tile_size.columns, self._kernel.rows, self._buffers.get("extents")))
+
+    def emit_first(self, count: Expr) -> None:
+        """Of a layer the tiles with the first ``count`` rows, one after the other, as a part of another kernel's task."""
+        self._emit_tiles(e.serial, T.Bind(T.truncdiv(count + (self._tile_size.columns - 1), self._tile_size.columns)))
+
+    def _emit_tiles(self, loop: e.Loop, column_count: Expr | int) -> None:
         height, width = output_map(self._kernel)
-        tile = choose_tile(self._layout, height, width)
+        tile = self._tile_size
         panels, rest_channels = self._layout.panels(tile.vectors)
         full_rows, rest_rows = divmod(height, tile.rows)
         full_columns, rest_columns = divmod(width, tile.columns)
         panel_count, row_count = panels + bool(rest_channels), full_rows + bool(rest_rows)
-        fixed_count = full_columns + bool(rest_columns)
-        column_count = e.pieces(fixed_count, tile.columns, self._kernel.rows, self._buffers.get("extents"))
-        with e.parallel(self._layout.groups * panel_count * row_count * column_count) as task:
+        with loop(self._layout.groups * panel_count * row_count * column_count) as task:
             column = e.digit(task, 1, column_count)
             row = e.digit(task, column_count, row_count)
             panel = e.digit(task, column_count * row_count, panel_count)
