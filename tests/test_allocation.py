@@ -1,13 +1,17 @@
-"""``qc.allocate`` and ``qc.pareto_front``: allocations to look at."""
+"""``qc.allocate`` and ``qc.pareto_front``: allocations to look at, and their files."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import qcompiler as qc
-from qcompiler.errors import QCompilerError, UnknownNameError
+from qcompiler.allocation import draw_front, save_front
+from qcompiler.errors import ArtifactError, QCompilerError, UnknownNameError
 from qcompiler.sensitivity import Item
 
 OPTIONS = {"allocate.metric": "perturbation", "quantize.edge_bits": None}
@@ -46,6 +50,26 @@ def test_other_budgets_hold_at_every_point(program: qc.Program) -> None:
     held = qc.pareto_front(program, samples(), "size", points=3, options={**OPTIONS, "allocate.average_weight_bits": 3})
     assert held[-1].costs["size"] < free[-1].costs["size"]
     assert all(each.costs["average_weight_bits"] <= 3.0 for each in held)
+
+
+def test_files_say_what_was_found(program: qc.Program, tmp_path: Path) -> None:
+    front = qc.pareto_front(program, samples(), "size", points=3, options=OPTIONS)
+    save_front(front, "size", tmp_path / "front.json")
+    written = json.loads((tmp_path / "front.json").read_text())
+    assert written["budget"] == "size" and len(written["allocations"]) == len(front)
+    for each, allocation in zip(written["allocations"], front, strict=True):
+        assert {Item(item["name"], item["kind"]): item["bits"] for item in each["items"]} == allocation.bits
+        assert (each["sensitivity"], each["costs"], each["limits"]) == (allocation.objective, allocation.costs, allocation.limits)
+        allocation.save(tmp_path / "single.json")
+        assert json.loads((tmp_path / "single.json").read_text()) == {"format": 1, **each}
+    draw_front(front, "size", tmp_path / "front.png")
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    for write in (save_front, draw_front):
+        with pytest.raises(ArtifactError, match="cannot write '.*front.txt': the name of a f"):
+            write(front, "size", tmp_path / "front.txt")
+        with pytest.raises(ArtifactError, match="cannot write .*No such file or directory"):
+            write(front, "size", tmp_path / "absent" / ("front.csv" if write is save_front else "front.svg"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["front.json", "front.png", "single.json"]
 
 
 def test_mistakes_are_named(program: qc.Program) -> None:

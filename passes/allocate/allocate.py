@@ -16,25 +16,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from qcompiler.allocation import Allocation
+from qcompiler.allocation import BUDGETS, Allocation
 from qcompiler.errors import CalibrationError, PassError, UnknownNameError
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
 from qcompiler.passes.allocate import pareto
 from qcompiler.passes.allocate import table as tables
-from qcompiler.passes.allocate.costs import average_budget, bops_budget, make_problem, size_budget
+from qcompiler.passes.allocate.costs import average_bits, average_budget, bops_budget, make_problem, size_budget
 from qcompiler.passes.allocate.items import Candidate, Items, find_items, with_bits
 from qcompiler.passes.allocate.latency import latency_budget, latency_table
 from qcompiler.passes.allocate.measure import measure
 from qcompiler.passes.allocate.pins import parse_pins
-from qcompiler.passes.allocate.problem import Budget, Problem, Solution
+from qcompiler.passes.allocate.problem import AllocationError, Budget, Problem, Solution
 from qcompiler.passes.allocate.solver import Method, solve
 from qcompiler.passes.quantize.quantize import Quantize
 from qcompiler.pipeline.contract import Exact, Pass, PassContext, PassResult, Promise
 from qcompiler.pipeline.executor import LocalExecutor
 from qcompiler.sensitivity import Item, ItemKind, SensitivityTable
 
-BUDGETS = ("average_weight_bits", "size", "bops", "latency")
+_NO_CHOICE = "no layer has bits to choose: the options of quantize fix them all"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Stated:
     def allocation(self, solution: Solution) -> Allocation:
         """A solution in terms of items."""
         bits = {item: solution.chosen[str(item)] for item in self.items.candidates}
-        return Allocation(bits, solution.objective, solution.costs, solution.method)
+        limits = {name: limit for name, limit in solution.limits.items() if math.isfinite(limit)}
+        return Allocation(bits, solution.objective, solution.costs, solution.method, limits, average_bits(self.items, bits))
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Allocate(Pass):
     def run(self, program: Program, context: PassContext) -> PassResult:
         stated = self.state(program, context)
         if not stated.items.candidates:
-            return PassResult(program, False, ("no layer has bits to choose: the options of quantize fix them all",))
+            return PassResult(program, False, (_NO_CHOICE,))
         solution = solve(stated.problem, self.solver)
         bits = stated.allocation(solution).bits
         notes = (_summary(stated, solution), *_layer_notes(stated.items, bits))
@@ -222,6 +223,13 @@ def _single(items: Items) -> dict[tuple[Item, int], float]:
     return {(item, size.bits[0]): 0.0 for item, size in items.candidates.items() if len(size.bits) == 1}
 
 
+def _with_choice(stated: Stated) -> Stated:
+    """Guard for those who ask for an allocation."""
+    if not stated.items.candidates:
+        raise AllocationError(_NO_CHOICE)
+    return stated
+
+
 def _summary(stated: Stated, solution: Solution) -> str:
     budgets = stated.problem.budgets
     costs = ", ".join(f"{budget.name} {budget.shown(solution.costs[budget.name])} of {budget.shown(budget.limit)}" for budget in budgets)
@@ -245,12 +253,12 @@ def pareto_front(
     if budget not in BUDGETS:
         raise UnknownNameError("budget", budget, BUDGETS)
     open_ended = replace(item, **{budget: math.inf})  # type: ignore[arg-type]  # an option of that name
-    stated = open_ended.state(program, context)
+    stated = _with_choice(open_ended.state(program, context))
     front = pareto.pareto_front(stated.problem, budget, limits, points=points, method=item.solver)
     return tuple(stated.allocation(solution) for solution in front)
 
 
 def allocation(program: Program, item: Allocate, context: PassContext) -> Allocation:
     """What the pass would choose."""
-    stated = item.state(program, context)
+    stated = _with_choice(item.state(program, context))
     return stated.allocation(solve(stated.problem, item.solver))

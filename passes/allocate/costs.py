@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from qcompiler.allocation import BUDGETS
 from qcompiler.artifact.packing import STORED_BITS
 from qcompiler.passes.allocate.items import Candidate, Items
 from qcompiler.passes.allocate.problem import Array, Budget, Cost, Problem, Variable
@@ -56,6 +57,13 @@ def weight_bytes(size: Candidate, bits: int) -> int:
     return -(-size.elements * stored_bits(bits) // _BYTE) + _SCALE_BYTES * size.channels
 
 
+def average_bits(items: Items, bits: Mapping[Item, float]) -> float:
+    """Mean over the elements of all weights of the bits that these have; fixed weights count too. 0 where there are none."""
+    chosen = {**items.fixed, **bits}
+    elements = {item: size.elements for item, size in items.sizes.items() if item.kind == "weight"}
+    return sum(count * chosen[item] for item, count in elements.items()) / max(sum(elements.values()), 1)
+
+
 def size_budget(items: Items, limit: float) -> Budget:
     """Bytes of all weights."""
     options = options_of(items)
@@ -64,7 +72,7 @@ def size_budget(items: Items, limit: float) -> Budget:
         for item, size in items.sizes.items()
         if item.kind == "weight"
     ]
-    return Budget("size", limit, tuple(costs), "bytes")
+    return Budget("size", limit, tuple(costs), BUDGETS["size"])
 
 
 def average_budget(items: Items, limit: float) -> Budget:
@@ -73,15 +81,14 @@ def average_budget(items: Items, limit: float) -> Budget:
     weights = {item: size.elements for item, size in items.sizes.items() if item.kind == "weight"}
     total = sum(weights.values())
     costs = [Cost((str(item),), np.array(options[item]) * (elements / total)) for item, elements in weights.items()]
-    return Budget("average_weight_bits", limit, tuple(costs), "bits")
+    return Budget("average_weight_bits", limit, tuple(costs), BUDGETS["average_weight_bits"])
 
 
 def bops_budget(items: Items, limit: float) -> Budget:
     """Bit operations of one sample."""
     options = options_of(items)
-    return Budget(
-        "bops", limit, tuple(_operations(product.operands, product.macs, options) for product in items.products), "bit operations"
-    )
+    costs = tuple(_operations(product.operands, product.macs, options) for product in items.products)
+    return Budget("bops", limit, costs, BUDGETS["bops"])
 
 
 def _operations(operands: tuple[Item | None, Item | None], macs: int, options: Options) -> Cost:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qcompiler.allocation import BUDGETS
 from qcompiler.ir.program import Program
 from qcompiler.latency import LatencyTable, Machine, profile
 from qcompiler.passes.allocate.costs import options_of
@@ -59,4 +60,4 @@ def latency_budget(items: Items, table: LatencyTable, limit: float) -> Budget:
         seconds = [[table.seconds(product.name, one, other) for other in read_bits] for one in options[weight]]
         values = np.array(seconds) * _MILLISECONDS
         costs.append(Cost((str(weight), str(read)), values) if read is not None else Cost((str(weight),), values[:, 0]))
-    return Budget("latency", limit, tuple(costs), "ms")
+    return Budget("latency", limit, tuple(costs), BUDGETS["latency"])

@@ -131,7 +131,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Solution:
-    """The option of each item, the sum of sensitivities, and what it costs of each budget.
+    """The option of each item, the sum of sensitivities, what it costs of each budget, and the limits that it was found under.
 
     ``proven``: no other allocation has a smaller sum (up to ``gap``, the share by which the bound is lower).
     """
@@ -139,6 +139,7 @@ class Solution:
     chosen: Mapping[str, int]
     objective: float
     costs: Mapping[str, float]
+    limits: Mapping[str, float]
     method: str
     proven: bool = False
     gap: float = 0.0
@@ -149,7 +150,8 @@ def evaluate(problem: Problem, chosen: Mapping[str, int], method: str, proven: b
     position = {variable.name: {option: at for at, option in enumerate(variable.options)} for variable in problem.variables}
     objective = sum(variable.sensitivities[position[variable.name][chosen[variable.name]]] for variable in problem.variables)
     costs = {budget.name: budget.total(chosen, position) for budget in problem.budgets}
-    return Solution(dict(chosen), float(objective), costs, method, proven, gap)
+    limits = {budget.name: budget.limit for budget in problem.budgets}
+    return Solution(dict(chosen), float(objective), costs, limits, method, proven, gap)
 
 
 def keeps_budgets(problem: Problem, solution: Solution) -> bool:

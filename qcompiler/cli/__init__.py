@@ -3,7 +3,7 @@
     application   what the command ``qcompiler`` is: its flags, its commands, how errors end it
     building      models to files: compile, export
     artifacts     artifacts: run, inspect, verify, bench
-    bits          bits of layers: sensitivity, correlate, profile
+    bits          bits of layers: sensitivity, correlate, profile, allocate, pareto
     lists         what there is: passes, recipes, targets
 
 What commands share stands in ``arguments`` (their types, and texts that are parsed), ``checks`` (mistakes that show before any work),

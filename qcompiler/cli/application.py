@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from qcompiler.cli.artifacts import bench, inspect, run, verify
-from qcompiler.cli.bits import correlate, profile, sensitivity
+from qcompiler.cli.bits import allocate, correlate, pareto, profile, sensitivity
 from qcompiler.cli.building import compile_model, export
 from qcompiler.cli.lists import passes, recipes, targets
 from qcompiler.errors import QCompilerError
@@ -66,5 +66,5 @@ def _end(error: Exception, message: str, traceback: bool) -> NoReturn:
 
 
 app.command("compile")(compile_model)
-for _command in (export, run, inspect, verify, bench, profile, passes, recipes, targets, sensitivity, correlate):
+for _command in (export, run, inspect, verify, bench, profile, passes, recipes, targets, sensitivity, correlate, allocate, pareto):
     app.command()(_command)

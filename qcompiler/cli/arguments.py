@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ Options = Annotated[list[str] | None, typer.Option(metavar="PASS.OPTION=VALUE", 
 AllowFloat = Annotated[
     list[str] | None, typer.Option(metavar="OP", help="an op that may stay in float, as aten.sin.default; may be repeated")
 ]
+Calibration = Annotated[str | None, typer.Option(metavar="DATA", help="as 'compile' takes it")]
+Target = Annotated[str, typer.Option(help="see 'qcompiler targets'")]
 Sizes = Annotated[
     list[str] | None,
     typer.Option(
@@ -42,6 +45,17 @@ def parse_widths(option: str, text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[2-8](,[2-8])*", text):
         raise typer.BadParameter(f"{option} takes numbers from 2 to 8 with commas between them, got '{text}'")
     return tuple(int(number) for number in text.split(","))
+
+
+def parse_limits(option: str, text: str) -> tuple[float, ...]:
+    """``1e6,2.5e6``."""
+    try:
+        numbers = tuple(float(number) for number in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or any(not 0.0 < number < math.inf for number in numbers):
+        raise typer.BadParameter(f"{option} takes numbers above 0 with commas between them, got '{text}'")
+    return numbers
 
 
 def parse_sizes(items: Sequence[str]) -> DynamicShapes:

@@ -1,16 +1,19 @@
-"""Bits of layers: ``sensitivity``, ``correlate``, ``profile``."""
+"""Bits of layers: ``sensitivity``, ``correlate``, ``profile``, ``allocate``, ``pareto``."""
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from qcompiler.cli.arguments import FixedBatch, Model, Options, Recipe, Sizes, Threads, parse_widths
+from qcompiler.cli.arguments import Calibration, FixedBatch, Model, Options, Recipe, Sizes, Target, Threads, parse_limits, parse_widths
 from qcompiler.cli.checks import check_ending, check_metric, checked_options
 from qcompiler.cli.models import capture_with_data
-from qcompiler.errors import CalibrationError
+from qcompiler.cli.printing import print_lines, table_lines
+from qcompiler.errors import ArtifactError, CalibrationError, UnknownNameError
 
 
 def sensitivity(
@@ -18,7 +21,7 @@ def sensitivity(
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="TABLE.json|.csv", help="where the table goes")],
     metric: Annotated[str, typer.Option(metavar="NAME{OPTIONS}", help="as 'hessian-trace{probes=16}'; see docs/sensitivity.md")],
-    calibration: Annotated[str | None, typer.Option(metavar="DATA", help="as 'compile' takes it")] = None,
+    calibration: Calibration = None,
     synthesize: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="in its place N images made of the model's batch norms")
     ] = None,
@@ -42,7 +45,7 @@ def sensitivity(
     check_ending("table", output, (".json", ".csv"))
     if calibration is not None and synthesize is not None:
         raise typer.BadParameter("--calibration and --synthesize exclude each other")
-    options = checked_options(output, recipe, option)
+    options = checked_options(recipe, option, output)
     check_metric(metric)
 
     from qcompiler import analysis
@@ -103,7 +106,7 @@ def profile(
 ) -> None:
     """Time a model's layers on this machine at each bit-width, for 'allocate{latency=...}'."""
     widths = {"weight_bits": parse_widths("--bits", bits), "activation_bits": parse_widths("--activation-bits", activation_bits)}
-    options = checked_options(output, recipe, option, target=target)
+    options = checked_options(recipe, option, output, target=target)
 
     from qcompiler.latency import profile as measure
     from qcompiler.pipeline.progress import command_progress
@@ -118,6 +121,95 @@ def profile(
     for pair in sorted(next(iter(table.layers.values()), {})):
         whole = table.predict(dict.fromkeys(table.layers, pair))
         typer.echo(f"W{pair[0]}A{pair[1]} everywhere: {whole * 1e3:.3f} ms, {(whole - table.rest) * 1e3:.3f} ms of it in layers")
+
+
+def allocate(
+    context: typer.Context,
+    model: Model,
+    calibration: Calibration = None,
+    recipe: Recipe = "mixed",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PASS.OPTION=VALUE", help="a budget, as allocate.size=1e6, or another option; may be repeated"),
+    ] = None,
+    size: Sizes = None,
+    fixed_batch: FixedBatch = False,
+    target: Target = "native",
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT.json", help="write the allocation")] = None,
+) -> None:
+    """Show which bits a recipe with a pass 'allocate' would give to each layer."""
+    options = checked_options(recipe, option, output, target=target)
+    if output is not None:
+        check_ending("allocation", output, (".json",))
+
+    from qcompiler import analysis
+    from qcompiler.allocation import BUDGETS
+    from qcompiler.pipeline.progress import command_progress
+
+    progress = command_progress()
+    program, data = capture_with_data(context, model, calibration, size, fixed_batch)
+    found = analysis.allocate(program, data, recipe=recipe, options=options, target=target, progress=progress)
+    if output is not None:
+        found.save(output)
+    print_lines(f"{item.name}: {'W' if item.kind == 'weight' else 'A'}{bits}" for item, bits in found.bits.items())
+    print_lines(
+        f"{budget} {cost:.6g} of {found.limits.get(budget, math.inf):.6g} {BUDGETS[budget]}" for budget, cost in found.costs.items()
+    )
+    typer.echo(f"sum of sensitivities {found.objective:.6g}, {found.average_weight_bits:.3f} bits on average ({found.method})")
+
+
+def pareto(
+    context: typer.Context,
+    model: Model,
+    budget: Annotated[str, typer.Option(metavar="NAME", help="what varies: average_weight_bits, size, bops or latency")],
+    calibration: Calibration = None,
+    limits: Annotated[str | None, typer.Option(metavar="X,X,...", help="limits of the budget (default: --points of them)")] = None,
+    points: Annotated[int, typer.Option(min=2, help="how many limits, evenly from the least that is possible to the least sensitive")] = 16,
+    recipe: Recipe = "mixed",
+    option: Options = None,
+    size: Sizes = None,
+    fixed_batch: FixedBatch = False,
+    target: Target = "native",
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FRONT.json|.csv", help="write the allocations")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FRONT.svg|.png", help="draw sensitivity against cost; needs matplotlib")] = None,
+) -> None:
+    """Find the best bits of each layer for each of several limits of a budget; sensitivities are measured once."""
+    given = None if limits is None else parse_limits("--limits", limits)
+    options = checked_options(recipe, option, output, plot, target=target)
+    _check_front(budget, output, plot)
+
+    from qcompiler import analysis
+    from qcompiler.allocation import BUDGETS, draw_front, save_front
+    from qcompiler.pipeline.progress import command_progress
+
+    progress = command_progress()
+    program, data = capture_with_data(context, model, calibration, size, fixed_batch)
+    how: dict[str, Any] = {"recipe": recipe, "options": options, "target": target, "progress": progress}
+    front = analysis.pareto_front(program, data, budget, given, points=points, **how)
+    if plot is not None:
+        draw_front(front, budget, plot)
+    if output is not None:
+        save_front(front, budget, output)
+    unit = BUDGETS[budget]
+    rows = [
+        [*(f"{x:.6g}" for x in (each.limits[budget], each.costs[budget], each.objective)), f"{each.average_weight_bits:.3f}"]
+        for each in front
+    ]
+    print_lines(table_lines((f"limit, {unit}", f"{budget}, {unit}", "sensitivity", "average bits"), rows))
+
+
+def _check_front(budget: str, output: Path | None, plot: Path | None) -> None:
+    """Guards before the work: the budget's name, the files' endings, and what draws."""
+    from qcompiler.allocation import BUDGETS
+
+    if budget not in BUDGETS:
+        raise UnknownNameError("budget", budget, BUDGETS)
+    if output is not None:
+        check_ending("front", output, (".json", ".csv"))
+    if plot is not None:
+        check_ending("figure", plot, (".svg", ".png"))
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ArtifactError(f"cannot draw '{plot}': matplotlib is not installed: run 'pip install matplotlib'")
 
 
 def _load_labels(path: Path) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qcompiler.cli.arguments import AllowFloat, FixedBatch, Options, Recipe, Sizes
+from qcompiler.cli.arguments import AllowFloat, FixedBatch, Options, Recipe, Sizes, Target
 from qcompiler.cli.checks import checked_options
 from qcompiler.cli.models import capture, capture_with_data
 from qcompiler.cli.printing import ops_text, print_lines
@@ -40,12 +40,12 @@ def compile_model(
     allow_float: AllowFloat = None,
     size: Sizes = None,
     fixed_batch: FixedBatch = False,
-    target: Annotated[str, typer.Option(help="see 'qcompiler targets'")] = "native",
+    target: Target = "native",
     dump_ir: Annotated[Path | None, typer.Option(metavar="DIR", help="write the graph after every pass")] = None,
     sqnr: Annotated[bool, typer.Option("--sqnr", help="measure what each pass loses, on a few calibration samples")] = False,
 ) -> None:
     """Capture, quantize and compile a model."""
-    options = checked_options(output, recipe, option, target=target, passes=passes)
+    options = checked_options(recipe, option, output, target=target, passes=passes)
 
     from qcompiler import api
     from qcompiler.ir.types import Stage
@@ -94,7 +94,7 @@ def export(
     fixed_batch: FixedBatch = False,
 ) -> None:
     """Write a model as an ONNX file: integers only, quantized for other runtimes, or float."""
-    options = checked_options(output, recipe, option)
+    options = checked_options(recipe, option, output)
 
     from qcompiler import api
     from qcompiler.pipeline.registry import find_exporter

@@ -13,19 +13,21 @@ from qcompiler.errors import ArtifactError, UnknownNameError
 
 
 def checked_options(
-    output: Path, recipe: str, items: Iterable[str] | None, *, target: str = "native", passes: str | None = None
+    recipe: str, items: Iterable[str] | None, *outputs: Path | None, target: str = "native", passes: str | None = None
 ) -> dict[str, str]:
-    """What ``--option`` gave, by name, after a look at the output's path and at every name.
+    """What ``--option`` gave, by name, after a look at every name and at the paths of the outputs.
 
     Raises:
-        ArtifactError: the output cannot be written.
+        ArtifactError: an output cannot be written.
         UnknownNameError: no such recipe, pass, option or target.
     """
     from qcompiler.pipeline.recipes import choose_passes
     from qcompiler.pipeline.registry import find_target
 
     options = parse_options(items)
-    check_output(output)
+    for output in outputs:
+        if output is not None:
+            check_output(output)
     choose_passes(recipe, options, passes)
     find_target(target)
     return options

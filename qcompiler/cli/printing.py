@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -17,6 +17,12 @@ def print_lines(lines: Iterable[str]) -> None:
     """Each line by itself, as soon as it is there."""
     for line in lines:
         typer.echo(line)
+
+
+def table_lines(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    """Columns that end together, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
+    return ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (heading, *rows))
 
 
 def ops_text(program: Program) -> str:

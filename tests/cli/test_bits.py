@@ -61,3 +61,62 @@ def test_profile_names_mistakes_before_it_works(command: Command) -> None:
     assert "no folder 'nowhere'" in command("profile", "my_models:with_example", "-o", "nowhere/table.json").err
     assert command("profile", "my_models:with_example", "-o", "table.json", "--bits", "9").status == 2
     assert "unknown target 'x87'" in command("profile", "my_models:with_example", "-o", "table.json", "--target", "x87").err
+
+
+FREE = ("--option", "allocate.metric=perturbation", "--option", "quantize.edge_bits=none")
+
+
+def test_an_allocation_is_shown_and_written(command: Command, folder: Path) -> None:
+    asked = ("allocate", "my_models:small", "--calibration", "images.npz", *FREE)
+    done = command(*asked, "--option", "allocate.average_weight_bits=5", "-o", "chosen.json")
+    assert done.status == 0, done.err
+    written = json.loads((folder / "chosen.json").read_text())
+    bits = {item["name"]: item["bits"] for item in written["items"]}
+    assert bits.keys() == {"conv2d", "linear"} and written["limits"] == {"average_weight_bits": 5.0}
+    assert written["costs"]["average_weight_bits"] == written["average_weight_bits"] <= 5.0
+    lines = done.out.splitlines()[-4:]
+    assert lines[:2] == [f"{name}: W{width}" for name, width in bits.items()]
+    assert lines[2] == f"average_weight_bits {written['average_weight_bits']:.6g} of 5 bits" and lines[3].endswith(" bits on average (ilp)")
+
+
+def test_a_front_is_a_table_a_file_and_a_figure(command: Command, folder: Path) -> None:
+    asked = ("pareto", "my_models:small", "--calibration", "images.npz", "--budget", "size", *FREE)
+    done = command(*asked, "--points", "5", "-o", "front.csv", "--plot", "front.svg")
+    assert done.status == 0, done.err
+    first, *rows = (line.split(",") for line in (folder / "front.csv").read_text().splitlines())
+    assert first == ["limit", "size", "sensitivity", "average_bits", "conv2d:w", "linear:w"]
+    heading, *shown = done.out.splitlines()[-len(rows) - 1 :]
+    assert heading.split("  ") == ["limit, bytes", "size, bytes", "sensitivity", "average bits"]
+    assert [line.split() for line in shown] == [[*(f"{float(cell):.6g}" for cell in row[:3]), f"{float(row[3]):.3f}"] for row in rows]
+    assert (folder / "front.svg").read_text().count("<svg") == 1
+    again = command(*asked, "--limits", "150,200", "-o", "front.json")
+    assert again.status == 0, again.err
+    assert all(
+        each["costs"]["size"] <= each["limits"]["size"] <= 200 for each in json.loads((folder / "front.json").read_text())["allocations"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["pareto", "--budget", "bytes"], 1, "error: unknown budget 'bytes': did you mean"),
+        (["pareto", "--budget", "size", "--limits", "5;6"], 2, "--limits takes numbers above 0 with commas between them, got '5;6'"),
+        (["pareto", "--budget", "size", "-o", "chosen.txt"], 2, "the front is written as .json or .csv, got 'chosen.txt'"),
+        (["pareto", "--budget", "size", "--plot", "chosen.pdf"], 2, "the figure is written as .svg or .png, got 'chosen.pdf'"),
+        (["pareto", "--budget", "size", "--plot", "nowhere/chosen.svg"], 1, "error: cannot write 'nowhere/chosen.svg': there is no folder"),
+        (
+            ["pareto", "--budget", "size", "--limits", "10", "-o", "chosen.csv", *FREE],
+            1,
+            "error: budget size = 10 bytes is below the minimum of",
+        ),
+        (["allocate", *FREE, "-o", "chosen.json"], 1, "error: no budget is given: give one of average_weight_bits, size"),
+        (["allocate", "--option", "allocate.size=9", "-o", "chosen.json"], 1, "error: no layer has bits to choose"),
+        (["allocate", "--recipe", "int8"], 1, "error: the pipeline has no pass 'allocate' before 'quantize': use recipe 'mixed'"),
+        (["allocate", "-o", "chosen.csv"], 2, "the allocation is written as .json, got 'chosen.csv'"),
+    ],
+)
+def test_mistakes_of_allocations_leave_no_file(command: Command, folder: Path, arguments: list[str], status: int, message: str) -> None:
+    name, *options = arguments
+    done = command(name, "my_models:with_example", "--calibration", "images.npz", *options)
+    assert done.status == status and message in " ".join(done.err.split()), done.err
+    assert not list(folder.glob("chosen.*"))
