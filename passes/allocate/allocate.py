@@ -4,13 +4,17 @@
 
 A metric measures what each weight (and each value, with ``activation_bits``) loses at each bit-width, or a table says so. The integer
 linear program of ``solver`` chooses, and writes ``node.meta["precision"]``, which ``quantize`` reads. The graph itself stays as it is.
+Where output channels of one layer get different bits, ``split-channels`` behind this pass makes a layer of each width.
 
-Sources: HAWQ-V3 (Yao et al., arXiv 2011.10680) for the program; HAWQ-V2 (arXiv 1911.03852) for the metric of the default.
+Sources: HAWQ-V3 (Yao et al., arXiv 2011.10680) for the program; HAWQ-V2 (arXiv 1911.03852) for the metric of the default; MixLLM (Zheng et
+al., arXiv 2412.14590) for groups of channels.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +27,15 @@ from qcompiler.ir.types import Stage
 from qcompiler.passes.allocate import pareto
 from qcompiler.passes.allocate import table as tables
 from qcompiler.passes.allocate.costs import average_bits, average_budget, bops_budget, make_problem, size_budget
+from qcompiler.passes.allocate.groups import channel_bits, split
 from qcompiler.passes.allocate.items import Candidate, Items, find_items, with_bits
 from qcompiler.passes.allocate.latency import latency_budget, latency_table
 from qcompiler.passes.allocate.measure import measure
 from qcompiler.passes.allocate.pins import parse_pins
 from qcompiler.passes.allocate.problem import AllocationError, Budget, Problem, Solution
+from qcompiler.passes.allocate.salience import LayerGroups, layer_groups
 from qcompiler.passes.allocate.solver import Method, solve
+from qcompiler.passes.allocate.split_channels import SplitChannels
 from qcompiler.passes.quantize.quantize import Quantize
 from qcompiler.pipeline.contract import Exact, Pass, PassContext, PassResult, Promise
 from qcompiler.pipeline.executor import LocalExecutor
@@ -39,17 +46,21 @@ _NO_CHOICE = "no layer has bits to choose: the options of quantize fix them all"
 
 @dataclass(frozen=True)
 class Stated:
-    """A problem and the items that its names stand for."""
+    """A problem and the items, and groups of their channels, that its names stand for."""
 
     items: Items
     metric: str
     problem: Problem
+    layers: LayerGroups = LayerGroups()
 
     def allocation(self, solution: Solution) -> Allocation:
         """A solution in terms of items."""
-        bits = {item: solution.chosen[str(item)] for item in self.items.candidates}
+        channels = {item: channel_bits(solution.chosen, str(item), groups) for item, groups in self.layers.groups.items()}
+        bits = {item: max(channels[item]) if item in channels else solution.chosen[str(item)] for item in self.items.candidates}
+        average = average_bits(self.items, bits | {item: statistics.fmean(widths) for item, widths in channels.items()})
+        apart = {item: widths for item, widths in channels.items() if len(set(widths)) > 1}
         limits = {name: limit for name, limit in solution.limits.items() if math.isfinite(limit)}
-        return Allocation(bits, solution.objective, solution.costs, solution.method, limits, average_bits(self.items, bits))
+        return Allocation(bits, solution.objective, solution.costs, solution.method, limits, average, apart)
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,9 @@ class Allocate(Pass):
         activation_bits: what values may have; empty: quantize decides about them.
         pins: items with given bits, as (conv2d:w8, relu_3:a4, linear:w8a8), by the names of their nodes.
         ties: operands of residual adds, inputs of concatenations, queries and keys get equal bits.
+        channel_groups: into how many groups the output channels of each linear layer and convolution fall, each with bits of its own, of
+            which 'split-channels' makes layers; 1: none. The latency budget counts a group's share of its layer's time, without the calls
+            that more layers take.
         solver: ilp, greedy or dynamic-programming.
         samples: calibration samples that the metric looks at, at most; 0: all.
         workers: processes that measure, with one thread each.
@@ -96,6 +110,7 @@ class Allocate(Pass):
     activation_bits: tuple[int, ...] = ()
     pins: tuple[str, ...] = ()
     ties: bool = False
+    channel_groups: int = 1
     solver: Method = "ilp"
     samples: int = 64
     workers: int = 1
@@ -109,6 +124,8 @@ class Allocate(Pass):
                 raise PassError(f"{self.name}: {option} must be different numbers among 2..8, got {widths}")
         if not self.bits:
             raise PassError(f"{self.name}: bits must name one width at least")
+        if self.channel_groups < 1:
+            raise PassError(f"{self.name}: channel_groups must be 1 (none) or more, got {self.channel_groups}")
         for option in BUDGETS:
             limit = getattr(self, option)
             if limit is not None and not limit > 0.0:
@@ -119,29 +136,33 @@ class Allocate(Pass):
         if not stated.items.candidates:
             return PassResult(program, False, (_NO_CHOICE,))
         solution = solve(stated.problem, self.solver)
-        bits = stated.allocation(solution).bits
-        notes = (_summary(stated, solution), *_layer_notes(stated.items, bits))
-        return PassResult(with_bits(program, bits), True, notes)
+        found = stated.allocation(solution)
+        whole = (f"{item.name}: not split, as {reason}" for item, reason in stated.layers.whole.items())
+        notes = (_summary(stated, solution), *_layer_notes(stated.items, found), *whole)
+        return PassResult(with_bits(program, found.bits, found.channels), True, notes)
 
     def state(self, program: Program, context: PassContext) -> Stated:
         """The problem that the options make of a program; where no item has a choice it is empty.
 
         Raises:
-            PassError: there is no budget.
+            PassError: there is no budget, or nothing splits layers by their channels.
             AllocationError: no allocation keeps all constraints.
             CalibrationError, TargetError, UnknownNameError: a table does not fit, a pin names no item, there are no data to measure with.
         """
         if all(getattr(self, budget) is None for budget in BUDGETS):
             raise PassError(f"no budget is given: give one of {', '.join(BUDGETS)}")
-        quantize = next((item for item in context.following if isinstance(item, Quantize)), Quantize())
+        quantize = self._quantize(context)
         items = self.items(program, quantize)
         pins = parse_pins(self.pins, items)
         budgets = self._budgets(program, items, context) if items.candidates else []
         if not budgets:
             return Stated(items, self.metric, Problem((), ()))
-        solve(make_problem(items, None, budgets, pins, self.ties))  # where nothing keeps the budgets it says so before anything is measured
+        # Where nothing keeps the budgets it says so before anything is measured.
+        layers = layer_groups(program, items, quantize, self.channel_groups, None)
+        solve(split(make_problem(items, None, budgets, pins, self.ties), layers.by_name))
         table = self._table(program, items, quantize, context)
-        return Stated(items, table.metric, make_problem(items, table, budgets, pins, self.ties))
+        layers = layer_groups(program, items, quantize, self.channel_groups, table)
+        return Stated(items, table.metric, split(make_problem(items, table, budgets, pins, self.ties), layers.by_name), layers)
 
     def items(self, program: Program, quantize: Quantize) -> Items:
         """The items with the bits that the options allow; those of values are fixed where ``activation_bits`` is empty."""
@@ -154,6 +175,17 @@ class Allocate(Pass):
         given = {item: quantize.a for item in found.candidates if not allowed[item.kind]}
         ties = tuple(replace(tie, items=tuple(item for item in tie.items if item in candidates)) for tie in found.ties)
         return replace(found, candidates=candidates, fixed={**found.fixed, **given}, ties=tuple(tie for tie in ties if len(tie.items) > 1))
+
+    def _quantize(self, context: PassContext) -> Quantize:
+        """The pass behind this one that will round; with its defaults where there is none."""
+        position = next((number for number, item in enumerate(context.following) if isinstance(item, Quantize)), None)
+        if position is None:
+            return Quantize()
+        if self.channel_groups > 1 and not any(isinstance(item, SplitChannels) for item in context.following[:position]):
+            raise PassError(f"channel_groups={self.channel_groups} needs the pass 'split-channels' between allocate and quantize: add it")
+        found = context.following[position]
+        assert isinstance(found, Quantize)  # as it was looked for
+        return found
 
     def _budgets(self, program: Program, items: Items, context: PassContext) -> list[Budget]:
         budgets = []
@@ -237,12 +269,15 @@ def _summary(stated: Stated, solution: Solution) -> str:
     return f"{solution.method}: sum of sensitivities ({stated.metric}) {solution.objective:.6g}{proof}; {costs}"
 
 
-def _layer_notes(items: Items, chosen: Mapping[Item, int]) -> list[str]:
+def _layer_notes(items: Items, found: Allocation) -> list[str]:
     notes = []
-    for item, bits in chosen.items():
+    for item, bits in found.bits.items():
         size: Candidate = items.candidates[item]
         place = f" ({size.place})" if size.place else ""
-        notes.append(f"{item.name}: {'W' if item.kind == 'weight' else 'A'}{bits}{place}")
+        widths = Counter(found.channels.get(item, ()))
+        of_channels = ", ".join(f"W{width} for {count} channels" for width, count in sorted(widths.items(), reverse=True))
+        chosen = of_channels or f"{'W' if item.kind == 'weight' else 'A'}{bits}"
+        notes.append(f"{item.name}: {chosen}{place}")
     return notes
 
 

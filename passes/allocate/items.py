@@ -127,8 +127,10 @@ def find_items(program: Program, quantize: Quantize | None = None, *, bits: Sequ
     return Items(candidates, fixed, tuple(finder.products()), tuple(finder.ties(candidates)), finder.sizes)
 
 
-def with_bits(program: Program, bits: Mapping[Item, int]) -> Program:
+def with_bits(program: Program, bits: Mapping[Item, int], channels: Mapping[Item, tuple[int, ...]] | None = None) -> Program:
     """A copy of the program with the bits of these items in ``node.meta["precision"]``; what stands there for others stays.
+
+    ``channels``: weight -> bits of each output channel, of which ``bits`` has the most; ``split-channels`` makes layers of them.
 
     Raises:
         UnknownNameError: the program has no node of such a name.
@@ -139,7 +141,8 @@ def with_bits(program: Program, bits: Mapping[Item, int]) -> Program:
         if item.name not in nodes:
             raise UnknownNameError(item.kind, item.name, nodes)
         meta = nodes[item.name].meta
-        meta["precision"] = replace(meta.get("precision") or Precision(), **{item.kind: width})
+        of_channels = {"channels": (channels or {}).get(item, ())} if item.kind == "weight" else {}
+        meta["precision"] = replace(meta.get("precision") or Precision(), **{item.kind: width}, **of_channels)
     return result
 
 

@@ -6,7 +6,7 @@ the bias are taken apart, so that ``quantize`` finds layers with one width each.
 1. *Order.* Channels of one width should follow one another. Where everything that reads the layer's channels can take them in another order
    (``channel_orders``), they are sorted by their widths, the widest first, and the permutation goes into the constants around: nothing of
    it is left to compute. Layers whose values are added share one order, sorted by the widths of the first, then of the second. Where the
-   order is pinned it stays, and each run of channels of one width becomes a layer.
+   order is pinned it stays. Each run of channels of one width becomes a layer.
 2. *Concatenation.* It comes behind what the layer is fused with: activations, sums with a constant, a residual add. Each part has its own,
    and reads its channels of the value that is added. The parts share the scale of the concatenation, where nothing else reads them.
 
@@ -121,8 +121,7 @@ def _sort(program: Program, order: Order, split: Sequence[fx.Node], made_by: str
     if order.pinned:
         return
     layers = [layer for layer in order.layers if layer in split]
-    widths = list(zip(*(_channel_bits(layer) for layer in layers), strict=True))
-    chosen = sorted(range(order.channels), key=lambda channel: [-bits for bits in widths[channel]])
+    chosen = _by_width(range(order.channels), [_channel_bits(layer) for layer in layers])
     if chosen == list(range(order.channels)):
         return
     positions = torch.tensor(chosen)
@@ -131,6 +130,20 @@ def _sort(program: Program, order: Order, split: Sequence[fx.Node], made_by: str
     for layer in layers:
         bits = _channel_bits(layer)
         _write(layer, replace(_precision(layer), channels=tuple(bits[channel] for channel in chosen)))
+
+
+def _by_width(channels: Sequence[int], bits: Sequence[Sequence[int]], widest_first: bool = True) -> list[int]:
+    """Channels sorted by their bits in the first layer, those with equal ones by their bits in the second, and so on.
+
+    The direction turns from one width of the first to the next, so that where one ends and another begins the second may stay at its own.
+    """
+    if not bits:
+        return list(channels)
+    result: list[int] = []
+    turns = itertools.cycle((widest_first, not widest_first))
+    for width in sorted({bits[0][channel] for channel in channels}, reverse=widest_first):
+        result += _by_width([channel for channel in channels if bits[0][channel] == width], bits[1:], next(turns))
+    return result
 
 
 def _permute(program: Program, operand: Operand, positions: torch.Tensor, made_by: str) -> None:
