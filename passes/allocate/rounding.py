@@ -11,13 +11,11 @@ from qcompiler import arithmetic
 from qcompiler.calibration.data import CalibrationData
 from qcompiler.calibration.statistics import ObserverSpec, StatisticRequest
 from qcompiler.calibration.sweep import collect
-from qcompiler.ir import edit
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import IntegerType, QuantizedType, probability_type
 from qcompiler.passes.allocate.items import Items
-from qcompiler.passes.quantize.parameters import QuantizedConstant, activation_type, quantize_grouped_weight, quantize_weight
+from qcompiler.passes.quantize.parameters import GroupedWeight, QuantizedConstant, activation_type
 from qcompiler.passes.quantize.quantize import Quantize
-from qcompiler.passes.quantize.rules import WEIGHT_AXIS
 from qcompiler.pipeline.progress import Progress
 from qcompiler.sensitivity import Item
 
@@ -76,11 +74,7 @@ def _type_read(items: Items, weight: Item, types: Types) -> QuantizedType | None
 
 
 def _round_weight(layer: fx.Node, quantize: Quantize, bits: int, read: QuantizedType | None) -> QuantizedConstant:
-    weight, bias = edit.constant_value(layer.args[1]), edit.constant_value(edit.argument(layer, "bias"))
-    assert weight is not None  # what an item means
-    axis = WEIGHT_AXIS[layer.target] if quantize.per_channel else None
-    spec = ObserverSpec(quantize.weight_observer, axis=axis, bits=bits, symmetric=True)
-    if not quantize.groups_weight(spec, weight):
-        return quantize_weight(weight, bias, read, spec)
-    grouped = quantize_grouped_weight(weight, bias, read, spec, quantize.weight_group)
-    return QuantizedConstant(arithmetic.scale_groups(grouped.codes, grouped.factors, grouped.length), grouped.quantized)
+    rounded = quantize.round_weight(layer, bits, read)
+    if not isinstance(rounded, GroupedWeight):
+        return rounded
+    return QuantizedConstant(arithmetic.scale_groups(rounded.codes, rounded.factors, rounded.length), rounded.quantized)

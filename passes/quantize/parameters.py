@@ -57,6 +57,18 @@ def quantize_weight(
     return QuantizedConstant(arithmetic.quantize(weight.detach(), quantized).clamp_(min=-integer.high), quantized)
 
 
+def quantize_binary_weight(
+    weight: torch.Tensor, bias: torch.Tensor | None, input_type: QuantizedType | None, axis: int | None
+) -> QuantizedConstant:
+    """``w = s * sign(w)`` with ``s = mean |w|`` for each index of ``axis`` or for all: the least squared error (``arithmetic.binary``).
+
+    The integers have a type of 2 bits and are -1 and +1. The scale is raised as in ``quantize_weight``.
+    """
+    scale = torch.maximum(arithmetic.binary_scale(weight, axis), _least_scale(weight, bias, input_type, axis))
+    quantized = QuantizedType(IntegerType(2, signed=True), tuple(scale.tolist()), (0,), axis)
+    return QuantizedConstant(arithmetic.binarize(weight.detach()), quantized)
+
+
 @dataclass(frozen=True, eq=False)
 class GroupedWeight:
     """Codes of few bits and a factor for each output channel and group of ``length`` inputs; ``quantized`` is the type of their product."""

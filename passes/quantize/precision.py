@@ -19,7 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from qcompiler.errors import CalibrationError
 from qcompiler.ir import elementwise
+from qcompiler.ir.provenance import describe
 from qcompiler.ir.types import IntegerType, Precision
 from qcompiler.passes.quantize.grouping import ValueGroups, Width
 from qcompiler.passes.quantize.rules import WEIGHT_AXIS, Role, is_whole, role_of
@@ -60,9 +62,16 @@ class Precisions:
         return self._bits.edge if layer in self._edges and self._bits.edge is not None else self._bits.weight
 
     def value(self, representative: fx.Node, width: Width) -> IntegerType:
-        """The integers of a rounded value."""
+        """The integers of a rounded value.
+
+        Raises:
+            CalibrationError: ``Precision`` asks for 1 bit where values are symmetric.
+        """
         bits = self._value_bits(representative, width)
-        return IntegerType(bits, signed=self._bits.symmetric or bits > _BYTE)
+        signed = representative.target is not _aten.softmax.int and (self._bits.symmetric or bits > _BYTE)
+        if bits == 1 and signed:
+            raise CalibrationError(f"{describe(representative)}: 1 bit has no integers on both sides of 0: use 2 bits, or symmetric=false")
+        return IntegerType(bits, signed)
 
     def constant(self, width: Width) -> IntegerType:
         """The integers of a constant that is added or moved: never fewer than 8 bits, it costs nothing."""

@@ -20,8 +20,11 @@ from qcompiler.passes.quantize.coding import Coding, coded_values
 from qcompiler.passes.quantize.grouping import ValueGroups, Width, group_values
 from qcompiler.passes.quantize.insertion import insert_coding, insert_rounding, replace_grouped_weight, replace_operand
 from qcompiler.passes.quantize.parameters import (
+    GroupedWeight,
+    QuantizedConstant,
     accumulator_type,
     activation_type,
+    quantize_binary_weight,
     quantize_constant,
     quantize_grouped_weight,
     quantize_weight,
@@ -48,11 +51,11 @@ class Quantize(Pass):
     """Post-training quantization from statistics.
 
     Options:
-        w: bits of the weights, 2..8, symmetric in [-(2^(w-1) - 1), 2^(w-1) - 1].
-        a: bits of the activations, 2..8; unsigned and affine, or signed around 0 if ``symmetric``.
+        w: bits of the weights, 1..8, symmetric in [-(2^(w-1) - 1), 2^(w-1) - 1]; 1: -1 and +1, times the channel's mean magnitude.
+        a: bits of the activations, 1..8; unsigned and affine, or signed around 0 if ``symmetric``, which needs 2 bits.
         observer: how the range of an activation is estimated over the calibration data.
         groups: what becomes of group labels of calibration items (time steps, modalities), see ``ObserverSpec``.
-        weight_observer: how the range of a weight is estimated from its numbers.
+        weight_observer: how the range of a weight is estimated from its numbers; of 1 bit none is.
         per_channel: one scale for each output channel of a weight, else one for all of it.
         weight_group: inputs that share a small integer factor beside their channel's scale, for weights of 2 to 4 bits
             (``arithmetic.groups``); 0: no factors. Transposed convolutions have none.
@@ -95,8 +98,10 @@ class Quantize(Pass):
         limits = {"w": 8, "a": 8, "residual_bits": 16, "score_bits": 16, "function_bits": 8, "probability_bits": 8, "edge_bits": 8}
         for option, most in limits.items():
             bits = getattr(self, option)
-            if bits is not None and not 2 <= bits <= most:
-                raise CalibrationError(f"quantize: {option} must be 2..{most} bits, got {bits}")
+            if bits is not None and not 1 <= bits <= most:
+                raise CalibrationError(f"quantize: {option} must be 1..{most} bits, got {bits}")
+            if bits == 1 and self.symmetric and option not in ("w", "probability_bits"):
+                raise CalibrationError(f"quantize: {option}=1 has no integers on both sides of 0: use 2 bits, or symmetric=false")
         if self.weight_group < 0 or (self.weight_group and not self.per_channel):
             raise CalibrationError(
                 f"quantize: weight_group={self.weight_group} needs a positive number of inputs and per_channel=true; 0 makes no groups"
@@ -222,40 +227,33 @@ class Quantize(Pass):
         types |= {(node, width): quantized.quantized for width in Width}
 
     def _quantize_layer(self, node: fx.Node, groups: ValueGroups, precisions: Precisions, types: Types) -> None:
-        source, weight_node = node.args[0], node.args[1]
-        weight, bias = edit.constant_value(weight_node), edit.constant_value(edit.argument(node, "bias"))
-        assert isinstance(source, fx.Node) and isinstance(weight_node, fx.Node) and weight is not None  # what role_of asks for
-        axis = WEIGHT_AXIS[node.target] if self.per_channel else None
-        spec = ObserverSpec(self.weight_observer, axis=axis, bits=precisions.weight(node), symmetric=True)
+        source, weight = node.args[0], node.args[1]
+        assert isinstance(source, fx.Node) and isinstance(weight, fx.Node)  # what role_of asks for
         input_type = types[source, groups.width_read(source, node)]
-        weight_type = self._replace_weight(node, weight_node, weight, bias, input_type, spec)
+        rounded = self.round_weight(node, precisions.weight(node), input_type)
+        if isinstance(rounded, GroupedWeight):
+            replace_grouped_weight(node, weight, rounded, self.name)
+        else:
+            replace_operand(node, weight, rounded, self.name)
         if node in groups.internal:
             shape = node.meta["val"].shape
             channels = shape[-1] if node.target is _aten.linear.default else shape[1]
             channel_axis = len(shape) - 1 if node.target is _aten.linear.default else 1
-            types[node, Width.NARROW] = accumulator_type(input_type, weight_type, channels, channel_axis)
+            types[node, Width.NARROW] = accumulator_type(input_type, rounded.quantized, channels, channel_axis)
 
-    def _replace_weight(
-        self,
-        node: fx.Node,
-        constant: fx.Node,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        input_type: QuantizedType,
-        spec: ObserverSpec,
-    ) -> QuantizedType:
-        """Round a layer's weight, with factors for groups where the option asks for them; gives the type of the integers that multiply."""
-        if self.groups_weight(spec, weight):
-            grouped = quantize_grouped_weight(weight, bias, input_type, spec, self.weight_group)
-            replace_grouped_weight(node, constant, grouped, self.name)
-            return grouped.quantized
-        integers = quantize_weight(weight, bias, input_type, spec)
-        replace_operand(node, constant, integers, self.name)
-        return integers.quantized
-
-    def groups_weight(self, spec: ObserverSpec, weight: torch.Tensor) -> bool:
-        """Whether factors say more than the scales of channels: for few bits, and more inputs than one group has."""
-        return 0 < self.weight_group < weight.shape[1] and spec.axis == 0 and spec.bits <= _GROUPED_BITS
+    def round_weight(self, layer: fx.Node, bits: int, input_type: QuantizedType | None) -> QuantizedConstant | GroupedWeight:
+        """A layer's weight in so many bits, with factors for groups where the option asks for them; ``input_type`` bounds its bias."""
+        weight, bias = edit.constant_value(layer.args[1]), edit.constant_value(edit.argument(layer, "bias"))
+        assert weight is not None  # what role_of asks for
+        axis = WEIGHT_AXIS[layer.target] if self.per_channel else None
+        if bits == 1:
+            return quantize_binary_weight(weight, bias, input_type, axis)
+        spec = ObserverSpec(self.weight_observer, axis=axis, bits=bits, symmetric=True)
+        if (
+            bits <= _GROUPED_BITS and axis == 0 and 0 < self.weight_group < weight.shape[1]
+        ):  # else factors say no more than scales of channels
+            return quantize_grouped_weight(weight, bias, input_type, spec, self.weight_group)
+        return quantize_weight(weight, bias, input_type, spec)
 
 
 def _representatives(groups: ValueGroups) -> list[tuple[fx.Node, Width]]:

@@ -52,8 +52,9 @@ class ObserverSpec:
             raise UnknownNameError("observer", self.kind, OBSERVER_KINDS)
         if self.groups not in GROUPINGS:
             raise UnknownNameError("aggregation of groups", self.groups, GROUPINGS)
-        if not 2 <= self.bits <= 16:
-            raise CalibrationError(f"observer '{self.kind}': bits must be 2..16, got {self.bits}")
+        least = 2 if self.symmetric else 1
+        if not least <= self.bits <= 16:
+            raise CalibrationError(f"observer '{self.kind}': bits must be {least}..16, got {self.bits}")
         if not 50.0 < self.percentile <= 100.0:
             raise CalibrationError(f"observer '{self.kind}': percentile must be above 50 and at most 100, got {self.percentile}")
         if not 0.0 <= self.momentum < 1.0:

@@ -148,6 +148,7 @@ class Precision:
     """Bits asked for at one node, ``node.meta["precision"]``: of its weight and of the value that it gives.
 
     None leaves the decision to the options of the pass that quantizes. Bit allocation and recipes for single layers write it at FLOAT.
+    A weight of 1 bit is -1 or +1, an activation of 1 bit 0 or 1.
 
     channels: bits of each output channel of the weight, where they differ; ``weight`` is the most of them then. ``split-channels`` makes
         a layer of each width.
@@ -160,8 +161,8 @@ class Precision:
     def __post_init__(self) -> None:
         of_channels = (("channel", bits, 8) for bits in self.channels)
         for what, bits, most in (("weight", self.weight, 8), ("activation", self.activation, 16), *of_channels):
-            if bits is not None and not 2 <= bits <= most:
-                raise VerificationError(f"a precision of {bits} bits for {what}s: use 2..{most}")
+            if bits is not None and not 1 <= bits <= most:
+                raise VerificationError(f"a precision of {bits} bits for {what}s: use 1..{most}")
 
 
 def probability_type(bits: int) -> QuantizedType:

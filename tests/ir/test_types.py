@@ -64,9 +64,9 @@ def test_a_proven_range_is_kept_beside_the_scale() -> None:
     assert not kind.per_channel and QuantizedType(INT8, (0.5, 1.0), axis=0).per_channel
 
 
-@pytest.mark.parametrize("bits", [{"weight": 1}, {"weight": 9}, {"activation": 17}])
+@pytest.mark.parametrize("bits", [{"weight": 0}, {"weight": 9}, {"activation": 17}])
 def test_a_precision_says_which_widths_there_are(bits: dict[str, int]) -> None:
-    with pytest.raises(VerificationError, match=r"use 2\.\."):
+    with pytest.raises(VerificationError, match=r"use 1\.\."):
         Precision(**bits)
     assert Precision(weight=4) == Precision(4, None)
 

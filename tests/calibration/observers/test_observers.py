@@ -110,6 +110,14 @@ def test_mse_is_near_the_best_of_a_brute_force_search(values: torch.Tensor, bits
     assert found <= best * 1.02
 
 
+def test_mse_of_two_levels() -> None:
+    """0 and the mean of what lies above half of it, for rectified values: for |x| of a normal x that is 1.224 (Max, 1960, by his condition)."""
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).relu()
+    seen = observe(values, ObserverSpec("mse", bits=1))
+    assert seen.low == (0.0,)
+    assert abs(float(values[values > seen.high[0] / 2].mean()) - seen.high[0]) < 0.02
+
+
 def test_mse_of_one_channel_does_not_depend_on_the_others() -> None:
     values = DISTRIBUTIONS["outliers"]
     spec = ObserverSpec("mse", bits=4, axis=1)
@@ -222,6 +230,6 @@ def test_wrong_axis_and_changing_channels() -> None:
 def test_a_specification_checks_itself() -> None:
     with pytest.raises(UnknownNameError, match="unknown observer 'minmax': did you mean 'min-max'"):
         ObserverSpec("minmax")  # type: ignore[arg-type]  # the mistake under test
-    for options in ({"bits": 1}, {"percentile": 50.0}, {"momentum": 1.0}, {"bins": 8}):
+    for options in ({"bits": 0}, {"bits": 1, "symmetric": True}, {"percentile": 50.0}, {"momentum": 1.0}, {"bins": 8}):
         with pytest.raises(CalibrationError):
             ObserverSpec("mse", **options)  # type: ignore[arg-type]  # one of several types

@@ -104,9 +104,9 @@ def test_precision_of_single_nodes_wins() -> None:
     assert (bits["up_weight_int3"], bits["down_weight_int6"]) == (3, 6)
 
 
-@pytest.mark.parametrize("option", ["residual_bits=17", "score_bits=1", "edge_bits=9", "probability_bits=12"])
+@pytest.mark.parametrize("option", ["residual_bits=17", "score_bits=0", "edge_bits=9", "probability_bits=12"])
 def test_widths_that_do_not_exist(option: str) -> None:
-    with pytest.raises(CalibrationError, match=r"must be 2\.\."):
+    with pytest.raises(CalibrationError, match=r"must be 1\.\."):
         quantized(option)
 
 
