@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,13 @@ class Allocation:
     limits: Mapping[str, float]
     average_weight_bits: float
     channels: Mapping[Item, tuple[int, ...]] = field(default_factory=dict)
+
+    def shown(self, item: Item) -> str:
+        """The bits of an item in words: ``W4``, ``A8``, ``W8 for 16 channels, W4 for 48 channels``."""
+        if item not in self.channels:
+            return f"{'W' if item.kind == 'weight' else 'A'}{self.bits[item]}"
+        counts = Counter(self.channels[item])
+        return ", ".join(f"W{bits} for {count} channels" for bits, count in sorted(counts.items(), reverse=True))
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, all or nothing.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -271,13 +270,10 @@ def _summary(stated: Stated, solution: Solution) -> str:
 
 def _layer_notes(items: Items, found: Allocation) -> list[str]:
     notes = []
-    for item, bits in found.bits.items():
+    for item in found.bits:
         size: Candidate = items.candidates[item]
         place = f" ({size.place})" if size.place else ""
-        widths = Counter(found.channels.get(item, ()))
-        of_channels = ", ".join(f"W{width} for {count} channels" for width, count in sorted(widths.items(), reverse=True))
-        chosen = of_channels or f"{'W' if item.kind == 'weight' else 'A'}{bits}"
-        notes.append(f"{item.name}: {chosen}{place}")
+        notes.append(f"{item.name}: {found.shown(item)}{place}")
     return notes
 
 

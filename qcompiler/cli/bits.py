@@ -151,7 +151,7 @@ def allocate(
     found = analysis.allocate(program, data, recipe=recipe, options=options, target=target, progress=progress)
     if output is not None:
         found.save(output)
-    print_lines(f"{item.name}: {'W' if item.kind == 'weight' else 'A'}{bits}" for item, bits in found.bits.items())
+    print_lines(f"{item.name}: {found.shown(item)}" for item in found.bits)
     print_lines(
         f"{budget} {cost:.6g} of {found.limits.get(budget, math.inf):.6g} {BUDGETS[budget]}" for budget, cost in found.costs.items()
     )
