@@ -1,6 +1,7 @@
 """What bits cost: bytes of the weights, bit operations, average bits. And the problem that items, a table and budgets make together.
 
     size      = sum over weights of ceil(elements * stored bits / 8) + 4 bytes for each scale
+                + 1 byte for each factor of a group of inputs
     bops      = sum over layers and products of activations of multiply-accumulates * bits of one operand * bits of the other
     average   = sum over weights of elements * bits / sum of elements
 
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from qcompiler.allocation import BUDGETS
-from qcompiler.artifact.packing import STORED_BITS
+from qcompiler.artifact.packing import stored_bits
 from qcompiler.passes.allocate.items import Candidate, Items
 from qcompiler.passes.allocate.problem import Array, Budget, Cost, Problem, Variable
 from qcompiler.sensitivity import Item, SensitivityTable
@@ -47,14 +48,9 @@ def make_problem(items: Items, table: SensitivityTable | None, budgets: Sequence
     return Problem(variables(items, table), tuple(budgets), joined, {str(item): bits for item, bits in pins.items()})
 
 
-def stored_bits(bits: int) -> int:
-    """The bits that an artifact stores a weight in."""
-    return next((stored for stored in STORED_BITS if bits <= stored), _BYTE)
-
-
 def weight_bytes(size: Candidate, bits: int) -> int:
-    """Of one layer's weight: its integers and its scales."""
-    return -(-size.elements * stored_bits(bits) // _BYTE) + _SCALE_BYTES * size.channels
+    """Of one layer's weight: its integers, its scales, and a byte for each factor of its groups."""
+    return -(-size.elements * stored_bits(bits) // _BYTE) + _SCALE_BYTES * size.channels + size.factors.get(bits, 0)
 
 
 def average_bits(items: Items, bits: Mapping[Item, float]) -> float:

@@ -33,7 +33,7 @@ from qcompiler.ir.text import record_dict, spec_dict
 from qcompiler.ir.types import Stage
 from qcompiler.pipeline.backend import CompiledProgram
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 _PROGRAM, _WEIGHTS, _VECTORS, _CODE = "program.json", "weights.safetensors", "vectors.safetensors", "code/"
 

@@ -1,6 +1,7 @@
-"""Constants of at most 4 bits as an artifact stores them: two or four to a byte, the first one lowest.
+"""Constants of at most 4 bits as an artifact stores them: two, four or eight to a byte, the first one lowest.
 
-The tensor is taken row-major; what is left of the last byte is 0. Integers of 3 bits take 4, those of 1 bit take 2.
+The tensor is taken row-major; what is left of the last byte is 0. Integers of 3 bits take 4. Those that are all -1 and +1 take 1, whatever
+their type: an integer q is the bit b of its sign, q = 1 - 2 b.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from qcompiler.arithmetic import is_binary
 from qcompiler.errors import ArtifactError
 from qcompiler.ir import edit
 from qcompiler.ir.program import Program
 
-STORED_BITS = (2, 4)
+STORED_BITS = (1, 2, 4)
+_LEAST_OF_A_TYPE = 2  # 1 bit is for -1 and +1, which no type of 1 bit has
 _BYTE = 8
 
 
@@ -33,10 +36,11 @@ class Packing:
         return -(-math.prod(self.shape) * self.bits // _BYTE)
 
     def pack(self, tensor: Tensor) -> Tensor:
-        """uint8 [bytes] from int8 in ``[-2^(bits-1), 2^(bits-1))``."""
+        """uint8 [bytes] from int8 in ``[-2^(bits-1), 2^(bits-1))``; of 1 bit from -1 and +1."""
         together = _BYTE // self.bits
+        integers = tensor.detach().reshape(-1)
         values = torch.zeros(self.bytes * together, dtype=torch.uint8)
-        values[: tensor.numel()] = tensor.detach().reshape(-1).view(torch.uint8) & ((1 << self.bits) - 1)
+        values[: tensor.numel()] = (integers >> 1 if self.bits == 1 else integers).view(torch.uint8) & ((1 << self.bits) - 1)
         return (values.reshape(-1, together) << self._places).sum(1, dtype=torch.uint8)
 
     def unpack(self, packed: Tensor) -> Tensor:
@@ -47,7 +51,8 @@ class Packing:
         values, count = spread.reshape(-1), math.prod(self.shape)
         if bool(values[count:].any()):
             raise ArtifactError("packed integers are followed by others in their last byte")
-        return values[:count].reshape(self.shape).clone()
+        found = values[:count].reshape(self.shape)
+        return 2 * found + 1 if self.bits == 1 else found.clone()
 
     @property
     def _places(self) -> Tensor:
@@ -55,19 +60,25 @@ class Packing:
 
 
 def packings(program: Program) -> dict[str, Packing]:
-    """Of each constant whose type says that it has so few bits everywhere that it is read; the verifier has proven the types."""
+    """Of each constant whose integers say that it is binary, or whose type says that it has so few bits everywhere that it is read; the
+    verifier has proven the types."""
     bits: dict[str, int] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    constants: dict[str, Tensor] = {}
     for node in program.graph.nodes:
-        if (tensor := edit.constant_value(node)) is None:
+        if (tensor := edit.constant_value(node)) is None or tensor.dtype != torch.int8:
             continue
         quantized = node.meta.get("quantized")
-        own = quantized.integer.bits if quantized is not None and tensor.dtype == torch.int8 else _BYTE
+        own = quantized.integer.bits if quantized is not None else _BYTE
         name = str(node.target)
-        bits[name] = max(own, bits.get(name, 0))
-        shapes[name] = tuple(tensor.shape)
-    stored = {name: next((size for size in STORED_BITS if own <= size), _BYTE) for name, own in bits.items()}
-    return {name: Packing(size, shapes[name]) for name, size in stored.items() if size < _BYTE}
+        bits[name] = max(own, bits.get(name, _LEAST_OF_A_TYPE))
+        constants[name] = tensor
+    stored = {name: 1 if is_binary(tensor) else stored_bits(bits[name]) for name, tensor in constants.items()}
+    return {name: Packing(size, tuple(constants[name].shape)) for name, size in stored.items() if size < _BYTE}
+
+
+def stored_bits(bits: int) -> int:
+    """The bits that integers of a type with ``bits`` bits are stored in."""
+    return next((stored for stored in STORED_BITS if bits <= stored), _BYTE)
 
 
 def pack(tensors: Mapping[str, Tensor], packed: Mapping[str, Packing]) -> dict[str, Tensor]:
@@ -96,7 +107,7 @@ def from_json(value: object) -> dict[str, Packing]:
 
 def _packing(name: str, entry: object) -> Packing:
     bits, shape = (entry.get("bits"), entry.get("shape")) if isinstance(entry, dict) and entry.keys() == {"bits", "shape"} else (None, None)
-    if bits not in STORED_BITS or not _is_shape(shape):
+    if type(bits) is not int or bits not in STORED_BITS or not _is_shape(shape):
         raise ArtifactError(f"the manifest does not say how the constant '{name}' is packed")
     return Packing(bits, tuple(shape))
 

@@ -74,7 +74,7 @@ def test_the_manifest_tells_what_the_file_is(path: Path) -> None:
         manifest = json.loads(archive.read("manifest.json"))
     code = ["code/library.so", "code/plan.json"]
     assert names == ["manifest.json", "manifest.sha256", *code, "program.json", "vectors.safetensors", "weights.safetensors"]
-    assert manifest["format"] == 3 and manifest["target"] == "x86-64-v3" and manifest["recipe"] == "int8"
+    assert manifest["format"] == 4 and manifest["target"] == "x86-64-v3" and manifest["recipe"] == "int8"
     assert manifest["inputs"][0]["quantized"]["scale"] == [0.1]
     assert manifest["history"][0]["name"] == "lower-integer"
     assert manifest["members"].keys() == set(names[2:])
@@ -127,7 +127,7 @@ def set_field(name: str, value: object) -> Callable[[dict[str, bytes], dict[str,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_field("format", 1), "it has format version 1, this qcompiler reads 3: compile the model again"),
+        (set_field("format", 1), "it has format version 1, this qcompiler reads 4: compile the model again"),
         (set_field("format", None), "it has format version None"),
         (set_field("surprise", 1), "the manifest has the unknown field 'surprise'"),
         (set_field("target", 3), "the manifest's field 'target' is missing or no str"),
