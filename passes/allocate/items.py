@@ -45,6 +45,7 @@ class Candidate:
 
     elements: parameters of a weight; values of one sample of an activation.
     channels: output channels of a weight (rows with a scale of their own); 1 for an activation.
+    factors: bits -> factors for groups of inputs that a weight has there (``quantize{weight_group=...}``); not there: none.
     bits: what it can have.
     place: where it comes from in the user's model; empty if unknown.
     """
@@ -54,6 +55,7 @@ class Candidate:
     channels: int = 1
     bits: tuple[int, ...] = BITS
     place: str = ""
+    factors: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class _Finder:
     """One program and one ``quantize``."""
 
     def __init__(self, program: Program, quantize: Quantize, bits: tuple[int, ...]) -> None:
-        self._program, self._quantize = program, quantize
+        self._program, self._quantize, self._bits = program, quantize, bits
         self._groups: ValueGroups = quantize.value_groups(program)
         self._symbols = _sizes_of_one_sample(program)
         self._batch = _fixed_batch(program)
@@ -159,7 +161,7 @@ class _Finder:
             node for node in program.graph.nodes if node.target in WEIGHT_AXIS and role_of(node) is Role.ACCUMULATE and node not in skipped
         ]
         self._activations = list(dict.fromkeys(self._groups.narrow.values()))
-        self.sizes = {item: Candidate(item, *size, bits, place) for item, size, place in self._all()}
+        self.sizes = {size.item: size for size in (*map(self._weight, self._layers), *map(self._activation, self._activations))}
 
     def fixed(self) -> dict[Item, int]:
         """Items whose bits do not follow the options ``w`` and ``a``: rule 3."""
@@ -201,10 +203,15 @@ class _Finder:
         found += [Tie("shared-weight", name, tuple(item for item in items if item in candidates)) for name, items in weights.items()]
         return [tie for tie in found if len(tie.items) > 1]
 
-    def _all(self) -> list[tuple[Item, tuple[int, int], str]]:
-        weights = [(Item(node.name, "weight"), _weight_size(node), provenance_of(node).location) for node in self._layers]
-        values = [(Item(node.name, "activation"), (self._count(node), 1), provenance_of(node).location) for node in self._activations]
-        return [*weights, *values]
+    def _weight(self, layer: fx.Node) -> Candidate:
+        weight = edit.constant_value(layer.args[1])
+        assert weight is not None  # what rule 1 asks for
+        channels = weight.shape[WEIGHT_AXIS[layer.target]]
+        factors = {bits: count for bits in range(1, 9) if (count := self._quantize.weight_factors(layer, bits))}
+        return Candidate(Item(layer.name, "weight"), weight.numel(), channels, self._bits, provenance_of(layer).location, factors)
+
+    def _activation(self, value: fx.Node) -> Candidate:
+        return Candidate(Item(value.name, "activation"), self._count(value), 1, self._bits, provenance_of(value).location)
 
     def _joined(self, node: fx.Node) -> tuple[str, list[object]]:
         if node.target in SUMS and role_of(node) is Role.ROUND:
@@ -238,12 +245,6 @@ class _Finder:
 
     def _number(self, size: int | torch.SymInt) -> int:
         return int(expression(size).subs(self._symbols))
-
-
-def _weight_size(layer: fx.Node) -> tuple[int, int]:
-    weight = edit.constant_value(layer.args[1])
-    assert weight is not None  # what rule 1 asks for
-    return weight.numel(), weight.shape[WEIGHT_AXIS[layer.target]]
 
 
 def _multiplies_activations(node: fx.Node) -> bool:

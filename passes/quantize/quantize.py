@@ -249,11 +249,18 @@ class Quantize(Pass):
         if bits == 1:
             return quantize_binary_weight(weight, bias, input_type, axis)
         spec = ObserverSpec(self.weight_observer, axis=axis, bits=bits, symmetric=True)
-        if (
-            bits <= _GROUPED_BITS and axis == 0 and 0 < self.weight_group < weight.shape[1]
-        ):  # else factors say no more than scales of channels
+        if self.weight_factors(layer, bits):
             return quantize_grouped_weight(weight, bias, input_type, spec, self.weight_group)
         return quantize_weight(weight, bias, input_type, spec)
+
+    def weight_factors(self, layer: fx.Node, bits: int) -> int:
+        """How many integer factors a layer's weight of so many bits has: one for each output channel and group of inputs; 0: none."""
+        weight = edit.constant_value(layer.args[1])
+        assert weight is not None  # what role_of asks for
+        channels, inputs = weight.shape[:2]
+        grouped = 1 < bits <= _GROUPED_BITS and WEIGHT_AXIS[layer.target] == 0 and self.per_channel
+        # With no more inputs than one group factors say no more than the scales of channels.
+        return channels * -(-inputs // self.weight_group) if grouped and 0 < self.weight_group < inputs else 0
 
 
 def _representatives(groups: ValueGroups) -> list[tuple[fx.Node, Width]]:
