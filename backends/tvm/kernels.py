@@ -132,6 +132,20 @@ class ResidualAdd:
 
 
 @dataclass(frozen=True)
+class BitPlanes:
+    """Numbers of so few bits that products of their bits are counted: ``w = weight_low + weight_step * v``, ``x = input_low + u``.
+
+    v has ``weights`` bits and u, wherever a window reads it, ``inputs``; both are unsigned.
+    """
+
+    weights: int
+    weight_low: int
+    weight_step: int
+    inputs: int
+    input_low: int
+
+
+@dataclass(frozen=True)
 class ConvolutionKernel:
     """int32 convolution of one sample, then an epilogue, then optionally a 256-entry table (8 bits to 8 bits).
 
@@ -142,6 +156,7 @@ class ConvolutionKernel:
     (zero point 0). ``weight_bits``: 8, or 4 or 2 where the kernel reads weights of so few bits that share bytes
     (``choice.weight_storage`` chooses). Such a linear layer may have weights with factors: partial sums over ``weight_group`` inputs are
     multiplied by an int8 for each output channel, role ``factors``, int8 [O, groups]; 0: without.
+    ``bit_planes``: how its weights and inputs are cut into bits, where products of bits are what the kernel counts.
     """
 
     input: Activation
@@ -156,6 +171,7 @@ class ConvolutionKernel:
     rows: Extent | None = None
     weight_bits: int = 8
     weight_group: int = 0
+    bit_planes: BitPlanes | None = None
 
 
 @dataclass(frozen=True)
@@ -520,6 +536,33 @@ class HadamardKernel:
     rounding: Requantize | None = None
 
 
+@dataclass(frozen=True)
+class LinearHadamardKernel:
+    """``transform`` of the rows that ``layer`` gives, a linear layer: in blocks of ``block_rows`` rows, which alone are ever in memory.
+
+    ``layer.output`` and ``transform.operand`` are dense rows, as many as the layer has, and so are those of ``transform.output``. Pointers:
+    those of ``part``, but to all rows of its input and its residual operand, without its output; then those of ``transform`` without its
+    operand.
+    """
+
+    layer: ConvolutionKernel
+    transform: HadamardKernel
+    block_rows: int
+
+    @property
+    def part(self) -> ConvolutionKernel:
+        """The layer of one block: its parameters are packed for it."""
+        epilogue = self.layer.epilogue
+        if isinstance(epilogue, ResidualAdd):
+            epilogue = dataclasses.replace(epilogue, operand=self._rows_of(epilogue.operand))
+        x, output = self._rows_of(self.layer.input), self._rows_of(self.layer.output)
+        return dataclasses.replace(self.layer, input=x, output=output, epilogue=epilogue, rows=None)
+
+    def _rows_of(self, rows: Activation) -> Activation:
+        return dataclasses.replace(rows, width=self.block_rows)
+
+
 GenericKernel = ElementwiseKernel | ReductionKernel | ProductKernel | RowKernel | HaloKernel
 PackedKernel = ConvolutionKernel | NormalizationKernel  # whose parameters are packed
-Kernel = ConvolutionKernel | NormalizationKernel | MatrixProductKernel | AttentionKernel | HadamardKernel | GenericKernel
+HadamardKernels = HadamardKernel | LinearHadamardKernel
+Kernel = ConvolutionKernel | NormalizationKernel | MatrixProductKernel | AttentionKernel | HadamardKernels | GenericKernel

@@ -37,6 +37,7 @@ from qcompiler.backends.tvm.kernels import (
     Quantize,
     Size,
     is_dynamic,
+    maximum,
 )
 from qcompiler.backends.tvm.parameters import packed_arrays
 from qcompiler.backends.tvm.plan import Constant, Numbers, Packed, Parameter, Plan, Pointer, Port, Scale, Source, Step, Symbol
@@ -91,7 +92,7 @@ class Planner:
         self._in_row_fusion = {node: fusion for fusion in self._row_fusions.values() for node in fusion.nodes}
         self._product_fusions = find_product_fusions(program.graph, self.tensors, set(kept))
         self._in_product_fusion = {node for fusion in self._product_fusions.values() for node in fusion.nodes}
-        self._hadamard_fusions = find_hadamard_fusions(program.graph, self.tensors, set(kept))
+        self._hadamard_fusions = find_hadamard_fusions(program.graph, self.tensors, set(kept), self._fusions)
         self._in_hadamard_fusion = {node for fusion in self._hadamard_fusions.values() for node in fusion.nodes}
         self._values: dict[fx.Node, View] = {}
         self._maps: dict[tuple[fx.Node, Halo, int], View] = {}
@@ -201,9 +202,14 @@ class Planner:
         """The value as dense rows of its last dimension, on an aligned address."""
         view = self.value(node)
         if view.is_dense() and view.aligned and view.storage.space == "arena":
-            rows, columns = _rows(view.maxima)
-            return dataclasses.replace(view, activation=Activation(1, rows, columns, view.dtype))  # type: ignore[arg-type]  # an integer
+            return dataclasses.replace(view, activation=self.rows_of(node))
         return self.materialize(node)
+
+    def rows_of(self, node: fx.Node) -> Activation:
+        """The value as a matrix: rows of its last dimension, as many as the maximum of a dynamic size gives."""
+        tensor = self.tensors[node]
+        rows, columns = _rows(tensor.shape)
+        return Activation(1, rows, columns, dtype_name(tensor))  # type: ignore[arg-type]  # an integer type by the stage
 
     def materialize(self, node: fx.Node) -> View:
         """A row-major copy of the value."""
@@ -250,6 +256,12 @@ class Planner:
             self._calls.extend(self._call(kernel, [(view.storage, n * stride)], nodes) for n in range(samples))
         return view
 
+    def fewest(self, size: Size) -> int:
+        """The least number that a size may be in a call."""
+        if not isinstance(size, Extent) or self.symbol is None:
+            return maximum(size)
+        return self.symbol.minimum + size.offset
+
     def is_dynamic(self, node: fx.Node) -> bool:
         """Whether any size of the node's value is dynamic."""
         return any(isinstance(size, Extent) for size in self.shape(node))
@@ -264,11 +276,9 @@ class Planner:
         return self.symbol.name if self.symbol is not None else ""
 
     def _matrix(self, node: fx.Node) -> View:
-        tensor = self.tensors[node]
-        dtype = dtype_name(tensor)
-        rows, columns = _rows(tensor.shape)
-        view = dense(Storage("arena", tensor.numel() * ITEM_SIZE[dtype]), dtype, self.shape(node))
-        return dataclasses.replace(view, activation=Activation(1, rows, columns, dtype))  # type: ignore[arg-type]  # an integer
+        rows = self.rows_of(node)
+        view = dense(Storage("arena", rows.elements * ITEM_SIZE[rows.dtype]), rows.dtype, self.shape(node))
+        return dataclasses.replace(view, activation=rows)
 
     # The border: inputs and outputs.
 

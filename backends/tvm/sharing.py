@@ -36,7 +36,7 @@ _FIELDS: Mapping[type, Mapping[str, frozenset[int]]] = {
     k.HaloKernel: {"value": _NOTHING},
     k.HadamardKernel: {"zero_point": _ZERO},
 }
-_PARTS = ("epilogue", "operation", "scores", "result", "addition", "affine", "narrowing", "rounding")
+_PARTS = ("epilogue", "operation", "scores", "result", "addition", "affine", "narrowing", "rounding", "layer", "transform")
 
 
 def share(kernel: Kernel) -> tuple[Kernel, tuple[int, ...]]:

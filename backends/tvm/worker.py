@@ -19,6 +19,7 @@ from qcompiler.backends.tvm.kernels import (
     ConvolutionKernel,
     HadamardKernel,
     Kernel,
+    LinearHadamardKernel,
     MatrixProductKernel,
     NormalizationKernel,
 )
@@ -53,6 +54,10 @@ def emit(kernel: Kernel, target: KernelTarget, symbol: str) -> PrimFunc:
         from qcompiler.backends.tvm.templates import hadamard
 
         return hadamard.emit(kernel, target)
+    if isinstance(kernel, LinearHadamardKernel):
+        from qcompiler.backends.tvm.templates import linear_hadamard
+
+        return linear_hadamard.emit(kernel, target)
     from qcompiler.backends.tvm import generic
 
     return generic.emit(kernel, target)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
-from qcompiler.backends.tvm.kernels import (
-    ITEM_SIZE,
-    ConvolutionKernel,
-    Extent,
-)
+from qcompiler.backends.tvm.kernels import ITEM_SIZE, Activation, ConvolutionKernel, Extent, Size
 from qcompiler.backends.tvm.operations.handler import Handler
 from qcompiler.backends.tvm.operations.windows import window_of
 from qcompiler.backends.tvm.templates.choice import weight_storage
-from qcompiler.backends.tvm.views import View
+from qcompiler.backends.tvm.views import Storage, View
 from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
 
@@ -50,31 +46,62 @@ def _convolution(planner: Planner, node: fx.Node) -> None:
 
 def _linear(planner: Planner, node: fx.Node) -> None:
     fusion = planner.fusion(node)
-    x = planner.matrix(argument(fusion.root, "x"))
-    residual = planner.matrix(fusion.residual) if fusion.residual is not None else None
-    output = planner.allocate_matrix(node)
+    inputs = linear_inputs(planner, fusion)
+    _call(planner, fusion, linear_kernel(planner, fusion), inputs, planner.allocate_matrix(node))
+
+
+def linear_kernel(planner: Planner, fusion: Fusion) -> ConvolutionKernel:
+    """The kernel of a linear layer over the rows of a matrix, by the sizes of its values alone."""
+    residual = planner.rows_of(fusion.residual) if fusion.residual is not None else None
+    x, output = planner.rows_of(argument(fusion.root, "x")), planner.rows_of(fusion.last)
     geometry = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
-    _accumulate(planner, fusion, x, residual, output, geometry)
+    return _kernel(planner, fusion, x, residual, output, geometry, _dynamic_rows(planner.shape(fusion.last)))
+
+
+def linear_inputs(planner: Planner, fusion: Fusion) -> list[View]:
+    """The matrices that its kernel reads: input, [residual operand]."""
+    return [planner.matrix(node) for node in (argument(fusion.root, "x"), fusion.residual) if node is not None]
 
 
 def _accumulate(
     planner: Planner, fusion: Fusion, x: View, residual: View | None, output: View, geometry: Mapping[str, Any], sample: int = 0
 ) -> None:
-    """The call of a convolution kernel for one sample, or for the rows of a matrix."""
-    assert x.activation is not None and output.activation is not None  # feature maps and matrices have one
+    """The call of a convolution kernel for one sample."""
+    assert x.activation is not None and output.activation is not None  # feature maps have one
+    operand = residual.activation if residual is not None else None
+    kernel = _kernel(planner, fusion, x.activation, operand, output.activation, geometry)
+    _call(planner, fusion, kernel, [view for view in (x, residual) if view is not None], output, sample)
+
+
+def _kernel(
+    planner: Planner,
+    fusion: Fusion,
+    x: Activation,
+    residual: Activation | None,
+    output: Activation,
+    geometry: Mapping[str, Any],
+    rows: Extent | None = None,
+) -> ConvolutionKernel:
+    """With its weights as they are stored on the target."""
     kernel = ConvolutionKernel(
-        input=x.activation,
-        output=output.activation,
-        epilogue=fusion.kernel_epilogue(_is_per_channel(planner, fusion), residual.activation if residual is not None else None),
+        input=x,
+        output=output,
+        epilogue=fusion.kernel_epilogue(_is_per_channel(planner, fusion), residual),
         table=fusion.table is not None,
-        rows=_dynamic_rows(output),
+        rows=rows,
         **geometry,
     )
-    kernel = weight_storage(kernel, planner.target.name, _weight_bits(fusion), fusion.weight_group)
-    inputs = [view for view in (x, residual) if view is not None]
-    parameters = [(view.storage, 0) for view in planner.packed(kernel, fusion.constants(), fusion.weight_group)]
-    pointers = [(view.storage, _map_start(view, sample)) for view in (*inputs, output)]
-    planner.call(kernel, [*pointers[:-1], *parameters, pointers[-1]], *fusion.nodes)
+    return weight_storage(kernel, planner.target.name, _weight_bits(fusion), fusion.weight_group)
+
+
+def _call(planner: Planner, fusion: Fusion, kernel: ConvolutionKernel, inputs: Sequence[View], output: View, sample: int = 0) -> None:
+    pointers = [buffer_pointer(view, sample) for view in (*inputs, output)]
+    planner.call(kernel, [*pointers[:-1], *layer_parameters(planner, fusion, kernel), pointers[-1]], *fusion.nodes)
+
+
+def layer_parameters(planner: Planner, fusion: Fusion, kernel: ConvolutionKernel) -> list[tuple[Storage, int]]:
+    """Pointers to the packed parameters."""
+    return [(view.storage, 0) for view in planner.packed(kernel, fusion.constants(), fusion.weight_group)]
 
 
 def _weight_bits(fusion: Fusion) -> int:
@@ -83,9 +110,9 @@ def _weight_bits(fusion: Fusion) -> int:
     return quantized.integer.bits if quantized is not None else _BYTE
 
 
-def _dynamic_rows(output: View) -> Extent | None:
+def _dynamic_rows(shape: Sequence[Size]) -> Extent | None:
     """The dynamic size that is the number of rows; where it counts groups of rows, or rows of groups, all of the maximum are computed."""
-    lead = [size for size in output.shape[:-1] if size != 1]
+    lead = [size for size in shape[:-1] if size != 1]
     return lead[0] if len(lead) == 1 and isinstance(lead[0], Extent) else None
 
 
@@ -95,11 +122,11 @@ def _is_per_channel(planner: Planner, fusion: Fusion) -> bool:
     return any(planner.tensors[node].numel() > 1 for role, node in fusion.constants().items() if role in roles)
 
 
-def _map_start(view: View, sample: int) -> int:
-    """Byte offset of a sample's whole buffer, halo included."""
-    assert view.activation is not None
+def buffer_pointer(view: View, sample: int = 0) -> tuple[Storage, int]:
+    """To a sample's whole buffer, halo included."""
+    assert view.activation is not None  # feature maps and matrices have one
     start = view.offset - view.activation.origin + (sample * view.strides[0] if sample else 0)
-    return start * ITEM_SIZE[view.dtype]
+    return view.storage, start * ITEM_SIZE[view.dtype]
 
 
 def _is_weight_of(node: fx.Node, user: fx.Node) -> bool:

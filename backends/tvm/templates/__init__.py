@@ -25,8 +25,13 @@ def emit(kernel: ConvolutionKernel, target: str, symbol: str) -> tirx.PrimFunc:
         function = depthwise.emit(kernel, target)
     elif uses_winograd(kernel, target):
         function = winograd.emit(kernel)
-    elif target == "x86-64-amx" and not reads_words(kernel) and not is_packed(kernel):
+    elif uses_amx(kernel, target):
         function = amx.emit(kernel, target)
     else:
         function = matrix.emit(kernel, target)
     return function.with_attr("global_symbol", symbol)
+
+
+def uses_amx(kernel: ConvolutionKernel, target: str) -> bool:
+    """Whether ``amx`` computes a kernel that is a matrix product: tiles hold whole bytes."""
+    return target == "x86-64-amx" and not reads_words(kernel) and not is_packed(kernel)

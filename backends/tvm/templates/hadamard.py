@@ -46,14 +46,17 @@ def emit(kernel: HadamardKernel, target: KernelTarget) -> tirx.PrimFunc:
     def body(buffers: list[Buffer]) -> None:
         sizes.bind(buffers)
         named = {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)}
-        block = _Block(e.resolved(kernel, named), target.vector_bytes, named)
+        block = Block(e.resolved(kernel, named), target.vector_bytes, named)
         with v.over_shape([*(sizes(size) for size in kernel.shape), kernel.length // kernel.block]) as (*index, number):
-            block.emit(index, T.Bind(number * kernel.block))
+            first = T.Bind(number * kernel.block)
+            block.emit(*(T.Bind(v.position(operand, index) + first) for operand in (kernel.operand, kernel.output)))
 
     return e.function(parameters, body)
 
 
-class _Block:
+class Block:
+    """The code of a kernel for one block; ``buffers``: operand, output and the parameters of the rounding."""
+
     def __init__(self, kernel: HadamardKernel, vector_bytes: int, buffers: Mapping[str, Buffer]) -> None:
         small = small_order(kernel.block)
         assert small is not None  # by ``is_online_order``
@@ -64,10 +67,8 @@ class _Block:
         self._lanes = min(vector_bytes // (2 if words else 4), self._run)
         self._out_lanes = min(vector_bytes // 4, self._run)
 
-    def emit(self, index: list[Expr], first: Expr) -> None:
-        """One block, which starts at element ``first`` of its row."""
-        start = T.Bind(v.position(self._kernel.operand, index) + first)
-        end = T.Bind(v.position(self._kernel.output, index) + first)
+    def emit(self, start: Expr, end: Expr) -> None:
+        """From element ``start`` of the operand to element ``end`` of the output."""
         sums = e.scratch(self._kernel.block, self._kind)
         done, vectors = self._load(sums, start), self._run // self._lanes
         while done < vectors:
@@ -88,6 +89,8 @@ class _Block:
 
     def _centred(self, at: Expr) -> Expr:
         loaded = e.load(self._buffers["operand"], at, self._lanes)
+        if v.element(loaded) != self._kernel.operand.dtype:  # bytes of a layer, whose templates declare all of them as int8
+            loaded = e.reinterpret(loaded, self._kernel.operand.dtype)
         value = loaded if v.element(loaded) == self._kind else e.cast(loaded, self._kind)
         return rescaling.centred(value, self._kernel.zero_point)
 
