@@ -217,7 +217,16 @@ def _part(site: Site, chain: Sequence[fx.Node], run: Run, axis: int) -> fx.Node:
     layer, *behind = chain
     site = replace(site, node=layer)
     constants = [_rows(site, edit.argument(layer, name), run, 0) for name in ("weight", "bias")]
-    value = site.call(layer.target, layer.args[0], *constants, *layer.args[3:], **layer.kwargs)  # type: ignore[arg-type]  # an op overload
+    value = edit.insert_call(
+        layer.graph,
+        layer.target,  # type: ignore[arg-type]  # an op overload
+        [layer.args[0], *constants, *layer.args[3:]],
+        layer.kwargs,
+        before=layer,
+        name=f"{layer.name}_w{run.bits}",
+        provenance_from=[layer],
+        made_by=site.made_by,
+    )
     _write(value, Precision(weight=run.bits, activation=_precision(layer).activation))
     before = layer
     for op in behind:
