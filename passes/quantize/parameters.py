@@ -9,7 +9,7 @@ import torch
 from qcompiler import arithmetic
 from qcompiler.calibration.observers import make_observer
 from qcompiler.calibration.statistics import Observation, ObserverSpec
-from qcompiler.ir.types import INT8, INT32, IntegerType, QuantizedType
+from qcompiler.ir.types import INT2, INT8, INT32, IntegerType, QuantizedType
 
 # A bias takes at most half of int32, so that the sum of products has the other half.
 _LARGEST_BIAS = 2.0**30
@@ -65,7 +65,7 @@ def quantize_binary_weight(
     The integers have a type of 2 bits and are -1 and +1. The scale is raised as in ``quantize_weight``.
     """
     scale = torch.maximum(arithmetic.binary_scale(weight, axis), _least_scale(weight, bias, input_type, axis))
-    quantized = QuantizedType(IntegerType(2, signed=True), tuple(scale.tolist()), (0,), axis)
+    quantized = QuantizedType(INT2, tuple(scale.tolist()), (0,), axis)
     return QuantizedConstant(arithmetic.binarize(weight.detach()), quantized)
 
 

@@ -44,8 +44,9 @@ class StraightThroughLayer:
 
     def replaced(self) -> Mapping[fx.Node, Tensor]:
         factor = broadcast_scale(self._factor(), self.layer.kind, self._steps.dim())
-        smooth = (self._steps / factor).clamp(self.layer.low, self.layer.high)
-        integers = smooth + (smooth.round() - smooth).detach()
+        grid = self.layer.grid
+        smooth = (self._steps / factor).clamp(grid.low, grid.high)
+        integers = smooth + (grid.nearest(smooth) - smooth).detach()
         values = {self.layer.weight: integers * (self.layer.scale * factor)}
         if self.layer.bias is not None and self._bias is not None:
             values[self.layer.bias] = self._bias
@@ -58,7 +59,7 @@ class StraightThroughLayer:
         with torch.no_grad():
             factor = self._factor()
             steps = self._steps / broadcast_scale(factor, self.layer.kind, self._steps.dim())
-            integers = steps.clamp(self.layer.low, self.layer.high).round().to(self.layer.integers.dtype)
+            integers = self.layer.grid.nearest(steps).to(self.layer.integers.dtype)
             scale = torch.tensor(self.layer.kind.scale, dtype=torch.float32) * factor if self._learns.any() else None
         bias = None if self._bias is None else self._bias.detach().clone()
         return LayerChange(self.layer.name, integers, scale, bias)

@@ -24,6 +24,7 @@ from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
 from qcompiler.passes.reconstruct.blocks import Block
 from qcompiler.passes.reconstruct.fitting import Fitting, Outcome, judge
+from qcompiler.passes.reconstruct.grid import Grid
 from qcompiler.passes.reconstruct.layers import LayerChange, QuantizedLayer
 from qcompiler.passes.reconstruct.reconstruction import Reconstruction
 from qcompiler.passes.reconstruct.sweep import BlockWork
@@ -76,8 +77,7 @@ class Gptq(Reconstruction):
     def _solve(self, layer: QuantizedLayer, inputs: Iterable[Tensor]) -> Outcome:
         weight, scale = as_matrices(layer, layer.original), as_matrices(layer, layer.scale.expand_as(layer.original))
         hessian = hessian_of(layer, inputs)
-        limits = layer.low, layer.high
-        integers = gptq(weight, hessian, scale, limits, self.damping, self.act_order, self.columns)
+        integers = gptq(weight, hessian, scale, layer.grid, self.damping, self.act_order, self.columns)
         present = as_matrices(layer, layer.integers)
         power = quadratic(weight, hessian)
         errors = [quadratic(candidate * scale - weight, hessian) / max(power, 1e-300) for candidate in (present, integers)]
@@ -89,7 +89,7 @@ def gptq(
     weight: Tensor,
     hessian: Tensor,
     scale: Tensor,
-    limits: tuple[int, int],
+    grid: Grid,
     damping: float = 0.01,
     act_order: bool = True,
     columns: int = 128,
@@ -99,7 +99,7 @@ def gptq(
     weight: [G, N, K]: N rows in each of G groups that have inputs of their own (1 but for grouped convolutions).
     hessian: [G, K, K], any multiple of X X^T. An input that is always zero leaves its column rounded to nearest.
     scale: [G, N, K], so that it may differ along a row (groups of columns) as well as between rows.
-    limits: lowest and highest integer.
+    grid: the integers that there are.
     """
     weight, scale, hessian = weight.double().clone(), scale.double(), hessian.double().clone()
     groups, _, width = weight.shape
@@ -112,7 +112,7 @@ def gptq(
         stop = min(start + columns, width)
         errors = torch.empty(groups, weight.shape[1], stop - start, dtype=torch.float64)
         for i in range(start, stop):
-            integers[:, :, i] = (weight[:, :, i] / scale[:, :, i]).round().clamp(*limits)
+            integers[:, :, i] = grid.nearest(weight[:, :, i] / scale[:, :, i])
             error = (weight[:, :, i] - integers[:, :, i] * scale[:, :, i]) / factor[:, i, i, None]
             weight[:, :, i + 1 : stop] -= error[:, :, None] * factor[:, None, i, i + 1 : stop]
             errors[:, :, i - start] = error

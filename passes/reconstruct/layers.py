@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx
@@ -15,7 +16,8 @@ from qcompiler.ir.edit import argument
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
 from qcompiler.ir.quantized_constants import quantized_type
-from qcompiler.ir.types import QuantizedType
+from qcompiler.ir.types import INT2, QuantizedType
+from qcompiler.passes.reconstruct.grid import BINARY, Grid
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
 
@@ -56,14 +58,14 @@ class QuantizedLayer:
         steps = broadcast_scale(scale, self.kind, self.integers.dim())
         return steps if self.factors is None else steps * self.factors
 
-    @property
-    def high(self) -> int:
-        return self.kind.integer.high
-
-    @property
-    def low(self) -> int:
-        """-high, as ``quantize`` leaves the lowest integer unused, unless the weight uses it already."""
-        return min(-self.high, int(self.integers.min()))
+    @cached_property
+    def grid(self) -> Grid:
+        """From -high, as ``quantize`` leaves the lowest integer unused, unless the weight uses it already. A weight of 2 bits without a 0
+        is binary and stays so."""
+        integer = self.kind.integer
+        if integer == INT2 and arithmetic.is_binary(self.integers):
+            return BINARY
+        return Grid(min(-integer.high, int(self.integers.min())), integer.high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +87,11 @@ def broadcast_scale(scale: Tensor, kind: QuantizedType, dims: int) -> Tensor:
 
 
 def uses_its_grid(layer: QuantizedLayer) -> Tensor:
-    """For each scale whether its integers reach half of the highest one."""
+    """For each scale whether its integers reach half of the highest one; of a binary weight, before they were rounded."""
     axis = layer.kind.axis
-    magnitude = layer.integers.to(torch.int32).abs()
+    magnitude = (layer.original / layer.scale if layer.grid is BINARY else layer.integers.to(torch.int32)).abs()
     rows = magnitude.reshape(1, -1) if axis is None else magnitude.movedim(axis, 0).flatten(1)
-    return rows.amax(1) * 2 >= layer.high
+    return rows.amax(1) * 2 >= layer.grid.high
 
 
 def find_layers(program: Program, reference: Program) -> tuple[list[QuantizedLayer], list[str]]:

@@ -3,6 +3,8 @@ arXiv 2004.10568, sections 3.2 and 3.3)::
 
     w~ = s clamp(floor(w / s) + h(v), low, high)          h(v) = clamp(1.2 sigmoid(v) - 0.1, 0, 1)      (rectified sigmoid)
     penalty = sum (1 - |2 h(v) - 1|^beta)                 beta falls from 20 to 2, after a first part of the steps without penalty
+
+Of a binary weight, whose integers are -1 and +1, the floor is the odd integer below, and h(v) goes up by 2.
 """
 
 from __future__ import annotations
@@ -26,16 +28,15 @@ class LearnedRounding:
     def __init__(self, layer: QuantizedLayer, learning_rate: float) -> None:
         self.layer, self._learning_rate = layer, learning_rate
         steps = layer.original / layer.scale
-        self._floor = steps.floor()
-        share = (steps - self._floor).clamp(0.01, 0.99)
+        self._below = layer.grid.below(steps)
+        share = ((steps - self._below) / layer.grid.step).clamp(0.01, 0.99)
         self._v = torch.logit((share - _STRETCH_LOW) / (_STRETCH_HIGH - _STRETCH_LOW)).requires_grad_()
 
     def parameters(self) -> list[dict[str, Any]]:
         return [{"params": [self._v], "lr": self._learning_rate}]
 
     def replaced(self) -> Mapping[fx.Node, Tensor]:
-        integers = (self._floor + self._rounding()).clamp(self.layer.low, self.layer.high)
-        return {self.layer.weight: integers * self.layer.scale}
+        return {self.layer.weight: self._integers(self._rounding()) * self.layer.scale}
 
     def penalty(self, progress: float) -> Tensor:
         if progress < _WITHOUT_PENALTY:
@@ -46,9 +47,12 @@ class LearnedRounding:
 
     def change(self) -> LayerChange:
         with torch.no_grad():
-            up = self._rounding() >= 0.5
-            integers = (self._floor + up).clamp(self.layer.low, self.layer.high)
+            integers = self._integers(self._rounding() >= 0.5)
         return LayerChange(self.layer.name, integers.to(self.layer.integers.dtype))
+
+    def _integers(self, up: Tensor) -> Tensor:
+        grid = self.layer.grid
+        return (self._below + grid.step * up).clamp(grid.low, grid.high)
 
     def _rounding(self) -> Tensor:
         return (torch.sigmoid(self._v) * (_STRETCH_HIGH - _STRETCH_LOW) + _STRETCH_LOW).clamp(0.0, 1.0)

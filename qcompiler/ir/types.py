@@ -49,6 +49,7 @@ class IntegerType:
         return f"{'i' if self.signed else 'u'}{self.bits}"
 
 
+INT2 = IntegerType(2, True)  # of weights of 1 bit too, which are -1 and +1: their integers tell them from others
 INT8, UINT8, INT16, INT32 = IntegerType(8, True), IntegerType(8, False), IntegerType(16, True), IntegerType(32, True)
 
 

@@ -13,7 +13,7 @@ from qcompiler.calibration.data import CalibrationData
 from qcompiler.capture import capture
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.program import Program
-from qcompiler.ir.types import IntegerType, Precision, QuantizedType, Stage
+from qcompiler.ir.types import INT2, UINT8, IntegerType, Precision, QuantizedType, Stage
 from qcompiler.passes.lower.lower_integer import LowerInteger
 from qcompiler.passes.quantize.parameters import quantize_binary_weight
 from qcompiler.passes.quantize.quantize import Quantize
@@ -21,7 +21,7 @@ from qcompiler.pipeline.contract import Pass
 from qcompiler.pipeline.manager import PassManager
 from qcompiler.pipeline.text import parse_pipeline
 
-ONE, TWO, BYTE = IntegerType(1, signed=False), IntegerType(2, signed=True), IntegerType(8, signed=False)
+ONE = IntegerType(1, signed=False)
 
 
 class Network(nn.Module):
@@ -68,7 +68,7 @@ def test_weights_are_signs_times_their_mean_magnitude(network: Any, per_channel:
     assert len(found) == len(layers)
     for layer, (integers, kind) in zip(layers, found.values(), strict=True):
         axis = None if not per_channel else 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-        assert kind.integer == TWO and kind.zero_point == (0,) and kind.axis == axis
+        assert kind.integer == INT2 and kind.zero_point == (0,) and kind.axis == axis
         assert torch.equal(integers, torch.where(layer.weight >= 0, 1, -1).to(torch.int8))
         rest = [dim for dim in range(layer.weight.dim()) if dim != axis]
         torch.testing.assert_close(torch.tensor(kind.scale), layer.weight.detach().abs().mean(rest).reshape(-1))
@@ -76,7 +76,7 @@ def test_weights_are_signs_times_their_mean_magnitude(network: Any, per_channel:
 
 def test_activations_are_0_and_1(network: Any) -> None:
     program = quantized(network, a=1, edge_bits=8)
-    assert set(values(program).values()) == {ONE, BYTE}
+    assert set(values(program).values()) == {ONE, UINT8}
     rounded = [
         node for node in program.graph.nodes if node.target is torch.ops.qc.quantize.default and node.meta["quantized"].integer == ONE
     ]
@@ -90,11 +90,11 @@ def test_first_and_last_layer_keep_the_bits_of_the_edges(network: Any) -> None:
     program = quantized(network, w=1, a=1, edge_bits=8)
     assert [kind.integer.bits for _, kind in weights(program).values()] == [8, 2, 2, 8]
     assert values(program) == {
-        "x_quantize": BYTE,
+        "x_quantize": UINT8,
         "relu_quantize": ONE,
         "relu_1_quantize": ONE,
         "relu_2_quantize": ONE,
-        "mean_quantize": BYTE,
+        "mean_quantize": UINT8,
     }
 
 
@@ -154,5 +154,5 @@ def test_a_channel_without_weights_gives_its_bias() -> None:
     )
     bias = model[2].bias.detach()
     torch.testing.assert_close(program(x[:2])[:, [1, 5]], bias[[1, 5]].expand(2, 2), rtol=1e-5, atol=0.0)
-    kind = quantize_binary_weight(torch.tensor([[1e-30], [2.0]]), torch.tensor([100.0, 0.0]), QuantizedType(BYTE, (0.5,)), 0).quantized
+    kind = quantize_binary_weight(torch.tensor([[1e-30], [2.0]]), torch.tensor([100.0, 0.0]), QuantizedType(UINT8, (0.5,)), 0).quantized
     assert 100.0 / (0.5 * kind.scale[0]) <= 2**30 * (1 + 1e-6) and kind.scale[1] == 2.0

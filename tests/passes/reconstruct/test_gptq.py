@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from qcompiler.passes.reconstruct.gptq import columns_of, gptq, quadratic
+from qcompiler.passes.reconstruct.grid import Grid
 from qcompiler.passes.reconstruct.layers import find_layers
 
-LIMITS = (-3, 3)
+GRID = Grid(-3, 3)
 
 
 def problem(groups: int = 1, rows: int = 5, width: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -33,7 +34,7 @@ def transcription(
     inverse = np.linalg.inv(damped)
     integers = np.zeros_like(left)
     for i in range(left.shape[1]):
-        integers[:, i] = np.clip(np.rint(left[:, i] / scale[:, order[i]]), *LIMITS)
+        integers[:, i] = np.clip(np.rint(left[:, i] / scale[:, order[i]]), -3, 3)
         error = (left[:, i] - integers[:, i] * scale[:, order[i]]) / inverse[i, i]
         left -= np.outer(error, inverse[i])  # columns before i have no entries left in this row of the inverse
         inverse = inverse - np.outer(inverse[:, i], inverse[i]) / inverse[i, i]
@@ -48,36 +49,36 @@ def test_equals_a_plain_transcription(act_order: bool, damping: float) -> None:
     weight, hessian, scale = problem()
     expected = transcription(weight[0].numpy(), hessian[0].numpy(), scale[0].numpy(), damping, act_order)
     for columns in (1, 5, 128):  # lazy updates change nothing
-        assert np.array_equal(gptq(weight, hessian, scale, LIMITS, damping, act_order, columns)[0].numpy(), expected)
+        assert np.array_equal(gptq(weight, hessian, scale, GRID, damping, act_order, columns)[0].numpy(), expected)
 
 
 def test_scales_by_groups_of_columns() -> None:
     weight, hessian, _ = problem()
     scale = (weight.reshape(1, 5, 3, 4).abs().amax(3, keepdim=True) / 3.0).expand(1, 5, 3, 4).reshape(weight.shape)
     expected = transcription(weight[0].numpy(), hessian[0].numpy(), scale[0].numpy(), 0.01, act_order=True)
-    assert np.array_equal(gptq(weight, hessian, scale, LIMITS)[0].numpy(), expected)
+    assert np.array_equal(gptq(weight, hessian, scale, GRID)[0].numpy(), expected)
 
 
 def test_groups_are_independent() -> None:
     weight, hessian, scale = problem(groups=3)
-    together = gptq(weight, hessian, scale, LIMITS)
-    alone = [gptq(weight[g : g + 1], hessian[g : g + 1], scale[g : g + 1], LIMITS) for g in range(3)]
+    together = gptq(weight, hessian, scale, GRID)
+    alone = [gptq(weight[g : g + 1], hessian[g : g + 1], scale[g : g + 1], GRID) for g in range(3)]
     assert torch.equal(together, torch.cat(alone))
 
 
 def test_inputs_that_are_always_zero() -> None:
     weight, hessian, scale = problem()
     hessian[:, 4], hessian[:, :, 4] = 0.0, 0.0
-    nearest = (weight / scale).round().clamp(*LIMITS)
-    assert torch.equal(gptq(weight, hessian, scale, LIMITS)[:, :, 4], nearest[:, :, 4])
-    assert torch.equal(gptq(weight, torch.zeros_like(hessian), scale, LIMITS), nearest)
+    nearest = (weight / scale).round().clamp(-3, 3)
+    assert torch.equal(gptq(weight, hessian, scale, GRID)[:, :, 4], nearest[:, :, 4])
+    assert torch.equal(gptq(weight, torch.zeros_like(hessian), scale, GRID), nearest)
 
 
 @pytest.mark.parametrize("act_order", [False, True])
 def test_lowers_the_quadratic_error(act_order: bool) -> None:
     weight, hessian, scale = problem(rows=40, width=48)
-    nearest = (weight / scale).round().clamp(*LIMITS)
-    solved = gptq(weight, hessian, scale, LIMITS, act_order=act_order)
+    nearest = (weight / scale).round().clamp(-3, 3)
+    solved = gptq(weight, hessian, scale, GRID, act_order=act_order)
     assert quadratic(solved * scale - weight, hessian) < 0.5 * quadratic(nearest * scale - weight, hessian)
 
 
