@@ -51,6 +51,8 @@ class SensitivityTable:
         table that was written by hand.
     rows: (item, bits) -> sensitivity, finite; a measured difference may be negative.
     settings: how it was measured (samples, seed, what the rest of the network had), for the reader.
+    channels: weight -> how much a squared error in each of its output channels counts beside one in another; only where these were told
+        apart. CSV files leave it out.
 
     Raises:
         CalibrationError: there are no rows, or one has bits outside 2..16 or a number that is not finite.
@@ -60,6 +62,7 @@ class SensitivityTable:
     model: str
     rows: Rows
     settings: Mapping[str, str] = field(default_factory=dict)
+    channels: Mapping[Item, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -69,6 +72,9 @@ class SensitivityTable:
                 raise CalibrationError(f"sensitivity table: {item} has {bits} bits: use 2..16")
             if not math.isfinite(value):
                 raise CalibrationError(f"sensitivity table: {item} at {bits} bits has the sensitivity {value}: give a finite number")
+        for item, weights in self.channels.items():
+            if not all(math.isfinite(weight) and weight >= 0.0 for weight in weights):
+                raise CalibrationError(f"sensitivity table: the channels of {item} must have finite numbers, none negative")
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -159,6 +165,8 @@ def _ending(path: Path) -> str:
 def _json_text(table: SensitivityTable) -> str:
     rows = [{"kind": item.kind, "name": item.name, "bits": bits, "sensitivity": value} for (item, bits), value in table.rows.items()]
     content = {"format": _FORMAT, "metric": table.metric, "model": table.model, "settings": dict(table.settings), "rows": rows}
+    if table.channels:
+        content["channels"] = {item.name: list(weights) for item, weights in table.channels.items()}
     return json.dumps(content, indent=1) + "\n"
 
 
@@ -183,7 +191,8 @@ def _from_json(text: str) -> SensitivityTable:
     rows = content.get("rows")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise CalibrationError("the key 'rows' must hold a list of objects with kind, name, bits and sensitivity")
-    return SensitivityTable(str(content.get("metric", "")), str(content.get("model", "")), _rows(rows), _settings(content.get("settings")))
+    channels, settings = _channels(content.get("channels", {})), _settings(content.get("settings"))
+    return SensitivityTable(str(content.get("metric", "")), str(content.get("model", "")), _rows(rows), settings, channels)
 
 
 def _from_csv(text: str) -> SensitivityTable:
@@ -224,6 +233,13 @@ def _row(number: int, record: Mapping[str, Any]) -> tuple[tuple[Item, int], floa
     except (TypeError, ValueError):
         _fail(number, f"bits '{record.get('bits')}' and sensitivity '{record.get('sensitivity')}' must be numbers")
     return (Item(name, cast("ItemKind", kind)), bits), value
+
+
+def _channels(found: object) -> dict[Item, tuple[float, ...]]:
+    try:
+        return {Item(str(name), "weight"): tuple(map(float, weights)) for name, weights in found.items()}  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError):
+        raise CalibrationError("the key 'channels' must hold a list of numbers for each name of a weight") from None
 
 
 def _settings(found: object) -> dict[str, str]:

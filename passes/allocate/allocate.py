@@ -227,6 +227,7 @@ class Allocate(Pass):
             samples=self.samples,
             seed=self.seed,
             items=chosen,
+            channels=self.channel_groups > 1,
             executor=LocalExecutor(self.workers),
             checkpoint=folder / chosen[0].kind if folder else None,
             progress=context.progress,

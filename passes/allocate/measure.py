@@ -46,6 +46,7 @@ def measure(
     loss: Loss = "cross-entropy",
     seed: int = 0,
     items: Iterable[Item] | None = None,
+    channels: bool = False,
     executor: Executor | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
@@ -63,6 +64,7 @@ def measure(
         samples: at most so many; 0: all. batch: at once, which bounds memory.
         loss: of the first output. seed: of every random choice.
         items: those to be measured; None: all candidates.
+        channels: tell the output channels of weights apart too, where the metric can (``SensitivityTable.channels``).
         executor: where evaluations run; None: here, one after the other.
         checkpoint: folder that keeps finished evaluations, so that a run that was killed continues. The result is the same for an equal
             number of threads.
@@ -78,12 +80,13 @@ def measure(
     found = _selected(find_items(program, quantize, bits=bits), items, data)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         prepared = _Preparation(program, quantize, found, sampling, Path(folder), progress)
-        study, identity = prepared.study(chosen, data, labels)
+        study, identity = prepared.study(chosen, data, labels, channels)
         ledger = Ledger(checkpoint, identity) if checkpoint else None
         work = Evaluations(study, chosen, program)
         tasks, executor = chosen.tasks(study), executor or LocalExecutor()
         results = run_tasks(work, tasks, executor, ledger=ledger, progress=progress, description=f"measuring {chosen.name}")
-        rows = chosen.rows(OpenStudy(study, program), results)
+        opened = OpenStudy(study, program)
+        rows, weights = chosen.rows(opened, results), chosen.channel_weights(opened, results)
     settings = {
         **chosen.settings(),
         "samples": str(study.samples),
@@ -92,7 +95,7 @@ def measure(
     }
     if chosen.labels == "optional":
         settings["loss"] = loss
-    return SensitivityTable(chosen.name, fingerprint(program), {key: float(value) for key, value in rows.items()}, settings)
+    return SensitivityTable(chosen.name, fingerprint(program), {key: float(value) for key, value in rows.items()}, settings, weights)
 
 
 def measure_together(
@@ -175,7 +178,7 @@ class _Preparation:
     folder: Path
     progress: Progress
 
-    def study(self, metric: Metric, data: CalibrationData | None, labels: Labels) -> tuple[Study, str]:
+    def study(self, metric: Metric, data: CalibrationData | None, labels: Labels, channels: bool = False) -> tuple[Study, str]:
         """The study, and a hash of all that its results depend on."""
         sampling, used = self.sampling, labels if metric.labels == "optional" else None
         pieces: tuple[int, ...] = ()
@@ -187,9 +190,11 @@ class _Preparation:
         types = {} if data is None else activation_types(self.program, self.items, self.quantize, data, widths, self.progress)
         types |= write_weights(self.folder, self.program, self.items, self.quantize, widths, types)
         single = has_single_samples(self.program)
-        study = Study(self.folder, self.items, self.quantize, types, bits, pieces, single, used is not None, sampling.loss, sampling.seed)
+        chosen = (self.quantize, types, bits, pieces, single, used is not None, sampling.loss, sampling.seed, channels)
+        study = Study(self.folder, self.items, *chosen)
         identity = Fingerprint()
-        for text in (repr(metric), repr(sampling), repr(self.quantize), repr(bits), repr(types), samples, fingerprint(self.program)):
+        facts = (repr(metric), repr(sampling), repr(self.quantize), repr(bits), repr(types), samples, fingerprint(self.program))
+        for text in (*facts, *(["channels"] if channels else [])):
             identity.add_text(text)
         return study, identity.hexdigest()
 

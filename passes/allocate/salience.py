@@ -1,11 +1,13 @@
 """Which output channels of each layer get bits together: by what each adds to the layer's sensitivity.
 
-    salience of channel c at b bits = sensitivity of the layer at b bits  *  ||Q_b(w_c) - w_c||^2 / ||Q_b(w) - w||^2
+    salience of channel c at b bits = s_b h_c e_c / sum over channels i of h_i e_i        e_c = ||Q_b(w_c) - w_c||^2
 
-which is exact where the metric is a sum over the channels of squared errors at one factor (``perturbation``, ``hessian-trace`` with its
-average trace), and a proxy for others. Channels are sorted by their salience at the fewest bits where their order is free
-(``channel_orders``), together with those of all layers that share the order, since these need the same channels in one group. Where it is
-pinned, groups are runs of neighbouring channels.
+s_b is the sensitivity of the layer. h_c is what the metric says of the channel: its trace of the Hessian (``hessian-trace``) or of the
+Fisher information (``fisher``, ``taylor``). Other metrics say nothing, and h_c = 1: exact where they are a sum over channels
+(``perturbation``), a proxy elsewhere.
+
+Channels are sorted by their salience at the fewest bits where their order is free (``channel_orders``), together with those of all layers
+that share the order, since these need the same channels in one group. Where it is pinned, groups are runs of neighbouring channels.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from qcompiler import arithmetic
+from qcompiler.errors import CalibrationError
 from qcompiler.ir import edit
 from qcompiler.ir.program import Program
 from qcompiler.passes.allocate.channel_orders import ChannelOrders, Order
@@ -92,9 +95,22 @@ def _saliences(
         weight = edit.constant_value(layers[item].args[1])
         assert weight is not None  # what an item means
         errors = np.stack([_channel_errors(weight, arithmetic.dequantize(each.integers, each.quantized)) for each in constants.values()])
+        errors = errors * _weights(table, item, weight.shape[0])
         lost = np.array([max(table.rows[item, width], 0.0) for width in constants])
         totals = errors.sum(1)
         yield item, errors * np.where(totals > 0.0, lost / np.where(totals > 0.0, totals, 1.0), 0.0)[:, None]
+
+
+def _weights(table: SensitivityTable, item: Item, channels: int) -> Array:
+    """h of each channel; alike where the metric says nothing.
+
+    Raises:
+        CalibrationError: the table is of other channels.
+    """
+    found = np.array(table.channels.get(item, ()))
+    if found.size not in (0, channels):
+        raise CalibrationError(f"the sensitivity table has {found.size} channels of {item}, which has {channels}: measure again")
+    return found if found.any() else np.ones(channels)
 
 
 def _channel_errors(weight: torch.Tensor, rounded: torch.Tensor) -> Array:

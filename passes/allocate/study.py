@@ -51,6 +51,7 @@ class Study:
     labelled: whether samples have labels; without them the float program's own output is the target.
     loss: of the first output: cross entropy of its last dimension, or half the squared error.
     seed: of every random choice.
+    channels: whether metrics also tell the output channels of a weight apart, if they can.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Study:
     labelled: bool
     loss: Loss
     seed: int
+    channels: bool = False
 
     @property
     def samples(self) -> int:

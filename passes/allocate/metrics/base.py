@@ -58,6 +58,10 @@ class Metric(ABC):
     def rows(self, opened: OpenStudy, results: Mapping[str, Result]) -> dict[tuple[Item, int], float]:
         """The sensitivity of every item at every bit-width, from the results of all tasks by name."""
 
+    def channel_weights(self, opened: OpenStudy, results: Mapping[str, Result]) -> dict[Item, tuple[float, ...]]:
+        """How much a squared error in each output channel of a weight counts beside one in another; none where the metric cannot say."""
+        return {}
+
     def settings(self) -> dict[str, str]:
         """The options as a table names them."""
         return {field.name: option_types.to_text(getattr(self, field.name)) for field in dataclasses.fields(self)}
@@ -74,11 +78,18 @@ class SampleMetric(Metric):
         return self.sums(opened, opened.piece(number), number)
 
     def rows(self, opened: OpenStudy, results: Mapping[str, Result]) -> dict[tuple[Item, int], float]:
-        totals: dict[str, float] = {}
-        for result in results.values():
-            for name, value in result.items():
-                totals[name] = totals.get(name, 0.0) + value
+        totals = _totals(results)
         return {(item, bits): self.sensitivity(opened, totals, item, bits) for item, bits in opened.study.rows()}
+
+    def channel_weights(self, opened: OpenStudy, results: Mapping[str, Result]) -> dict[Item, tuple[float, ...]]:
+        """By the sums over channels that ``errors.add_channels`` made, where there are any; estimates below zero count as zero."""
+        totals = _totals(results)
+        found: dict[Item, tuple[float, ...]] = {}
+        for item in opened.study.items.candidates:
+            count = opened.study.items.sizes[item].channels
+            if channel_key(item, 0) in totals:
+                found[item] = tuple(max(totals[channel_key(item, number)], 0.0) for number in range(count))
+        return found
 
     @abstractmethod
     def sums(self, opened: OpenStudy, piece: Piece, number: int) -> Result:
@@ -154,6 +165,11 @@ def key(item: Item, what: str | int) -> str:
     return f"{item.kind} {item.name} {what}"
 
 
+def channel_key(item: Item, number: int) -> str:
+    """The name of the sum that belongs to an output channel of a weight."""
+    return key(item, f"output channel {number}")
+
+
 def make_metric(text: str) -> Metric:
     """The metric that a text such as ``hessian-trace{probes=16}`` names, with its options.
 
@@ -177,6 +193,14 @@ def make_metric(text: str) -> Metric:
         return chosen(**values)  # type: ignore[no-any-return]  # the registry knows classes by name alone
     except QCompilerError as error:
         raise error.within(place) from None
+
+
+def _totals(results: Mapping[str, Result]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for result in results.values():
+        for name, value in result.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return totals
 
 
 def _task(item: Item) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from qcompiler.errors import CalibrationError
 from qcompiler.passes.allocate.metrics.base import LabelUse, SampleMetric, key
-from qcompiler.passes.allocate.metrics.errors import activation_errors, squared_norm
+from qcompiler.passes.allocate.metrics.errors import activation_errors, add_channels, squared_norm, summed
 from qcompiler.passes.allocate.metrics.gradients import Differentiable, Values, derivatives
 from qcompiler.passes.allocate.metrics.objectives import positions, total_loss
 from qcompiler.passes.allocate.study import Loss, OpenStudy, Piece
@@ -57,9 +57,10 @@ class HessianTrace(SampleMetric):
         result = activation_errors(opened, values.items)
         result["positions"] = float(positions(piece, study.loss))
         estimate = _traces if piece.labels is not None else _traces_against_own_output
-        for item, trace in estimate(values, piece, study.loss, self.probes, generator).items():
-            result[key(item, "trace")] = trace
+        for item, trace in estimate(opened, values, piece, self.probes, generator).items():
+            result[key(item, "trace")] = float(trace.sum())
             result[key(item, "elements")] = float(values.items[item].numel())
+            add_channels(opened, result, item, trace)
         return result
 
     def sensitivity(self, opened: OpenStudy, totals: Mapping[str, float], item: Item, bits: int) -> float:
@@ -70,29 +71,31 @@ class HessianTrace(SampleMetric):
         return trace / totals[key(item, "elements")] * totals[key(item, bits)] / totals["positions"]
 
 
-def _traces(values: Values, piece: Piece, loss: Loss, probes: int, generator: torch.Generator) -> dict[Item, float]:
-    """Case 1: the mean of v' H v over the probes, for each item."""
-    totals = dict.fromkeys(values.items, 0.0)
-    summed = total_loss(values.output, piece, loss)
+def _traces(opened: OpenStudy, values: Values, piece: Piece, probes: int, generator: torch.Generator) -> dict[Item, Tensor]:
+    """Case 1: the mean of v' H v over the probes, for each item; as ``summed``."""
+    totals: dict[Item, Tensor] = {}
+    loss = total_loss(values.output, piece, opened.study.loss)
     for kind in ITEM_KINDS:
         items = {item: value for item, value in values.items.items() if item.kind == kind}
-        gradients = derivatives(summed, items, create_graph=True)
+        gradients = derivatives(loss, items, create_graph=True)
         for _ in range(probes):
             vectors = {item: _signs(value, generator) for item, value in items.items()}
             parts = [(gradients[item] * vector).sum() for item, vector in vectors.items()]
             products = derivatives(torch.stack(parts).sum(), items, retain_graph=True) if parts else {}
             for item, product in products.items():
-                totals[item] += float((product * vectors[item]).double().sum()) / probes
+                totals[item] = totals.get(item, 0.0) + summed(opened, item, product * vectors[item]) / probes
     return totals
 
 
-def _traces_against_own_output(values: Values, piece: Piece, loss: Loss, probes: int, generator: torch.Generator) -> dict[Item, float]:
-    """Case 2: the mean of ||J' L v||^2 over the probes, for each item; products between samples have mean zero."""
-    totals = dict.fromkeys(values.items, 0.0)
+def _traces_against_own_output(
+    opened: OpenStudy, values: Values, piece: Piece, probes: int, generator: torch.Generator
+) -> dict[Item, Tensor]:
+    """Case 2: the mean of ||J' L v||^2 over the probes, for each item; as ``summed``. Products between samples have mean zero."""
+    totals: dict[Item, Tensor] = {}
     for _ in range(probes):
-        start = _root_times(piece.outputs[0], loss, _signs(piece.outputs[0], generator))
+        start = _root_times(piece.outputs[0], opened.study.loss, _signs(piece.outputs[0], generator))
         for item, product in values.gradients((values.output * start).sum(), retain_graph=True).items():
-            totals[item] += squared_norm(product) / probes
+            totals[item] = totals.get(item, 0.0) + summed(opened, item, product.detach().double().square()) / probes
     return totals
 
 

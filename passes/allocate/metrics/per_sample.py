@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qcompiler.passes.allocate.metrics.base import LabelUse, SampleMetric, key
+from qcompiler.passes.allocate.metrics.errors import add_channels, summed
 from qcompiler.passes.allocate.metrics.gradients import Differentiable, Values
 from qcompiler.passes.allocate.metrics.objectives import surrogate_loss
 from qcompiler.passes.allocate.study import OpenStudy, Piece
@@ -53,6 +54,8 @@ class PerSampleGradients(SampleMetric):
             error = errors.at(item, bits) if item.kind == "weight" else opened.rounded(item, bits, exact) - exact
             name = key(item, bits)
             result[name] = result.get(name, 0.0) + self.contribution(gradients[item], error)
+        for item, gradient in gradients.items():
+            add_channels(opened, result, item, summed(opened, item, gradient.square()))
 
 
 class _WeightErrors:
