@@ -18,11 +18,13 @@ def emit(kernel: ConvolutionKernel, target: str, symbol: str) -> tirx.PrimFunc:
 
     Raises TargetError for a target without templates.
     """
-    from qcompiler.backends.tvm.templates import amx, depthwise, matrix, winograd  # TVM takes seconds to import
+    from qcompiler.backends.tvm.templates import amx, depthwise, matrix, planes, winograd  # TVM takes seconds to import
 
     instruction_set(target)
     if is_depthwise(kernel):
         function = depthwise.emit(kernel, target)
+    elif kernel.bit_planes is not None:
+        function = planes.emit(kernel, target)
     elif uses_winograd(kernel, target):
         function = winograd.emit(kernel)
     elif uses_amx(kernel, target):

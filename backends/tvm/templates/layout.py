@@ -60,6 +60,13 @@ PACKED_INSTRUCTION_SETS = {
     "x86-64-vnni": INSTRUCTION_SETS["x86-64-vnni"],
     "x86-64-amx": INSTRUCTION_SETS["x86-64-vnni"],
 }
+# For planes of bits, 32 inputs to a word. AVX2 counts bytes, whose sums take its registers.
+_PLANES = InstructionSet("x86-64-vnni", 16, 32, 30, True, 1, 1.5, 0, 0, 0, 1, 1)
+PLANE_INSTRUCTION_SETS = {
+    "x86-64-v3": InstructionSet("x86-64-v3", 8, 32, 8, False, 2, 6, 1, 0, 0, 1, 1, 3.5),
+    "x86-64-vnni": _PLANES,
+    "x86-64-amx": _PLANES,
+}
 
 
 def instruction_set(target: str) -> InstructionSet:

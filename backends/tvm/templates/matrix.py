@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
@@ -24,9 +23,10 @@ from tvm.tirx.script import builder as T
 from qcompiler.backends.tvm.kernels import ConvolutionKernel
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
-from qcompiler.backends.tvm.templates.epilogue import Epilogue, Place, position
+from qcompiler.backends.tvm.templates.epilogue import Epilogue, position
 from qcompiler.backends.tvm.templates.layout import WORDS_OF_A_STEP, kernel_parameters, reads_words
-from qcompiler.backends.tvm.templates.matrix_layout import MatrixLayout, Tile, choose_tile, matrix_layout, output_map
+from qcompiler.backends.tvm.templates.matrix_layout import MatrixLayout, choose_tile, matrix_layout, output_map
+from qcompiler.backends.tvm.templates.tiles import OutputTile, column_count, each_tile, store_tile, window_offsets
 
 _STEP_BYTES = 4
 _TOP_BITS = -0x7F7F7F80  # 0x80808080: turns four int8 into uint8 that are 128 larger, and back
@@ -46,15 +46,6 @@ def emit(kernel: ConvolutionKernel, target: str) -> tirx.PrimFunc:
     return e.function(parameters, body)
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """Consecutive output channels of a group."""
-
-    group: Expr
-    first_vector: Expr  # in the group
-    channels: int
-
-
 class MatrixKernel:
     """The code of a kernel over its buffers by name: ``layout.kernel_parameters``."""
 
@@ -62,64 +53,25 @@ class MatrixKernel:
         self._kernel = kernel
         self._layout = layout
         self._buffers = buffers
-        self._tile_size = choose_tile(layout, *output_map(kernel))
         wide = layout.instructions.name == "x86-64-vnni"
         self._epilogue = Epilogue(kernel, buffers, permutes_bytes=wide)
         bytes_step = self._step_bytes if wide else self._step_words
         self._step: Callable[[e.Sums, list[Expr], _Columns, int], None] = self._step_pairs if reads_words(kernel) else bytes_step
 
     def emit(self) -> None:
-        """One parallel loop over all tiles, panel by panel, so that a thread's weights stay in its cache."""
-        fixed = -(-output_map(self._kernel)[1] // self._tile_size.columns)
-        self._emit_tiles(e.parallel, e.pieces(fixed, self._tile_size.columns, self._kernel.rows, self._buffers.get("extents")))
+        """All tiles, by threads."""
+        each_tile(self._kernel, self._layout, column_count(self._kernel, self._layout, self._buffers), self._tile)
 
     def emit_first(self, count: Expr) -> None:
         """Of a layer the tiles with the first ``count`` rows, one after the other, as a part of another kernel's task."""
-        self._emit_tiles(e.serial, T.Bind(T.truncdiv(count + (self._tile_size.columns - 1), self._tile_size.columns)))
+        columns = choose_tile(self._layout, *output_map(self._kernel)).columns
+        each_tile(self._kernel, self._layout, T.Bind(T.truncdiv(count + (columns - 1), columns)), self._tile, e.serial)
 
-    def _emit_tiles(self, loop: e.Loop, column_count: Expr | int) -> None:
-        height, width = output_map(self._kernel)
-        tile = self._tile_size
-        panels, rest_channels = self._layout.panels(tile.vectors)
-        full_rows, rest_rows = divmod(height, tile.rows)
-        full_columns, rest_columns = divmod(width, tile.columns)
-        panel_count, row_count = panels + bool(rest_channels), full_rows + bool(rest_rows)
-        with loop(self._layout.groups * panel_count * row_count * column_count) as task:
-            column = e.digit(task, 1, column_count)
-            row = e.digit(task, column_count, row_count)
-            panel = e.digit(task, column_count * row_count, panel_count)
-            group = e.digit(task, column_count * row_count * panel_count, self._layout.groups)
-
-            def emit_panel(is_rest: bool) -> None:
-                channels = rest_channels if is_rest else tile.vectors * self._layout.instructions.lanes
-                part = _Panel(group, T.Bind(panel * tile.vectors), channels)
-                e.branches(row, full_rows, bool(rest_rows), lambda last: emit_row(part, rest_rows if last else tile.rows))
-
-            def emit_row(part: _Panel, rows: int) -> None:
-                e.branches(
-                    column,
-                    full_columns,
-                    bool(rest_columns),
-                    lambda last: self._tile(tile, part, rows, rest_columns if last else tile.columns, row, column),
-                )
-
-            e.branches(panel, panels, bool(rest_channels), emit_panel)
-
-    def _tile(self, tile: Tile, panel: _Panel, rows: int, columns: int, row: Expr, column: Expr) -> None:
-        first_row, first_column = T.Bind(row * tile.rows), T.Bind(column * tile.columns)
-        lanes = self._layout.instructions.lanes
-        vectors = -(-panel.channels // lanes)
-        offset = T.Bind((panel.group * self._layout.vectors + panel.first_vector) * lanes)
-        sums = self._start(offset, rows * columns, vectors)
-        self._multiply(sums, panel, rows, columns, first_row, first_column, vectors)
-        self._finish(sums, offset, rows * columns, vectors)
-        channel = T.Bind(panel.group * self._layout.outputs + panel.first_vector * lanes)
-        for pixel in range(rows * columns):
-            r, c = divmod(pixel, columns)
-            for chunk in self._layout.panel(panel.channels):
-                first = pixel * vectors + chunk.first // lanes
-                place = Place(first_row + r, first_column + c, channel + chunk.first, offset + chunk.offset)
-                self._epilogue.store([sums[first + index] for index in range(chunk.vectors)], chunk, place)
+    def _tile(self, tile: OutputTile) -> None:
+        sums = self._start(tile.offset, tile.pixels, tile.vectors)
+        self._multiply(sums, tile)
+        self._finish(sums, tile.offset, tile.pixels, tile.vectors)
+        store_tile(self._epilogue, self._layout, tile, sums)
 
     def _start(self, offset: Expr, pixels: int, vectors: int) -> e.Sums:
         """The bias, or 0 where sums are scaled."""
@@ -147,14 +99,12 @@ class MatrixKernel:
         lanes = self._layout.instructions.lanes
         return [e.load(self._buffers["bias"], offset + index * lanes, lanes) for index in range(vectors)]
 
-    def _multiply(self, sums: e.Sums, panel: _Panel, rows: int, columns: int, first_row: Expr, first_column: Expr, vectors: int) -> None:
+    def _multiply(self, sums: e.Sums, tile: OutputTile) -> None:
         """The sums of products: kernel rows, runs, steps."""
-        kernel, layout = self._kernel, self._layout
+        kernel, layout, panel, vectors = self._kernel, self._layout, tile.panel, tile.vectors
         (stride_y, stride_x), (top, left) = kernel.stride, kernel.padding
-        corner = position(kernel.input, first_row * stride_y - top, first_column * stride_x - left)
-        pixels = [
-            r * stride_y * kernel.input.row_stride + c * stride_x * kernel.input.channels for r in range(rows) for c in range(columns)
-        ]
+        corner = position(kernel.input, tile.first_row * stride_y - top, tile.first_column * stride_x - left)
+        pixels = window_offsets(kernel, tile, kernel.input)
         start = T.Bind(corner + panel.group * layout.inputs)
         weights = T.Bind((panel.group * layout.vectors + panel.first_vector) * (layout.instructions.lanes * layout.depth // layout.planes))
         step_size = vectors * layout.instructions.lanes * layout.granule // layout.planes
@@ -172,7 +122,7 @@ class MatrixKernel:
                 rounds(sums, 0, layout.steps)
                 return
             first_factor = T.Bind(panel.first_vector * (layout.instructions.lanes * layout.weight_groups))
-            self._sum_groups(sums, rounds, first_factor, rows * columns, vectors)
+            self._sum_groups(sums, rounds, first_factor, tile.pixels, vectors)
 
     def _sum_groups(
         self, sums: e.Sums, rounds: Callable[[e.Sums, Expr, Expr], None], first_factor: Expr, pixels: int, vectors: int

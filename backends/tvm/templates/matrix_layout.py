@@ -144,9 +144,9 @@ def matrix_layout(kernel: ConvolutionKernel, target: str) -> MatrixLayout:
     """The layout that ``kernel`` has on ``target``."""
     if is_packed(kernel):
         instructions = PACKED_INSTRUCTION_SETS[instruction_set(target).name]
-        packed = _matrix_layout(kernel, instructions, instructions.weight_bits // kernel.weight_bits)
+        packed = layout_with(kernel, instructions, instructions.weight_bits // kernel.weight_bits)
         return replace(packed, weight_group=kernel.weight_group)
-    plain = _matrix_layout(kernel, WORD_INSTRUCTION_SETS[target] if reads_words(kernel) else instruction_set(target))
+    plain = layout_with(kernel, WORD_INSTRUCTION_SETS[target] if reads_words(kernel) else instruction_set(target))
     halved = replace(plain, planes=2)
     # Bytes in the place of words, where that is faster.
     return halved if halved.stored_bits == 8 and cycles(halved, kernel) < cycles(plain, kernel) else plain
@@ -166,18 +166,27 @@ def can_unpack(layout: MatrixLayout) -> bool:
 
 
 def cycles(layout: MatrixLayout, kernel: ConvolutionKernel) -> float:
-    """Predicted time of one core: the longer one of arithmetic and reading weights that no cache keeps from one run to the next."""
+    """Predicted time of one core: the longer one of arithmetic and reading weights."""
     height, width = output_map(kernel)
-    size = layout.weights.size * np.dtype(layout.weights.dtype).itemsize
-    reading = size / _BYTES_A_CYCLE if layout.channels * layout.depth > _CACHED_WEIGHTS else 0
+    reading = reading_cycles(layout, layout.weights.size * np.dtype(layout.weights.dtype).itemsize)
     if layout.instructions.name == "x86-64-amx":
         return max(layout.channels * layout.depth * height * -(-width // 16) / _AMX_WEIGHTS_A_CYCLE, reading)
-    tile = choose_tile(layout, height, width)
+    return max(arithmetic_cycles(layout, height, width), reading)
+
+
+def reading_cycles(layout: MatrixLayout, size: int) -> float:
+    """To read so many bytes of weights; 0 where caches keep those of 8 bits from one run to the next."""
+    return size / _BYTES_A_CYCLE if layout.channels * layout.depth > _CACHED_WEIGHTS else 0
+
+
+def arithmetic_cycles(layout: MatrixLayout, height: int, width: int) -> float:
+    """To multiply and add."""
     steps = layout.groups * layout.depth / layout.instructions.granule
-    return max(steps * _cost(layout, tile, height, width) / layout.instructions.instructions_a_cycle, reading)
+    return steps * _cost(layout, choose_tile(layout, height, width), height, width) / layout.instructions.instructions_a_cycle
 
 
-def _matrix_layout(kernel: ConvolutionKernel, instructions: InstructionSet, planes: int = 1) -> MatrixLayout:
+def layout_with(kernel: ConvolutionKernel, instructions: InstructionSet, planes: int = 1) -> MatrixLayout:
+    """The layout for these instructions."""
     merged = _merged_groups(kernel, instructions.lanes)
     groups = kernel.groups // merged
     inputs = kernel.input.channels // groups

@@ -60,23 +60,40 @@ def make_case(kernel: ConvolutionKernel, seed: int = 0) -> Case:
     generator = np.random.default_rng(seed)
     outputs, inputs = kernel.output.channels, kernel.input.channels // kernel.groups
     constants: dict[str, Array] = {
-        "weight": random_weight(kernel.weight_bits, (outputs, inputs, *kernel.kernel), generator),
+        "weight": random_weight(kernel, (outputs, inputs, *kernel.kernel), generator),
         "bias": generator.integers(-3000, 3000, outputs).astype(np.int32),
         "table": generator.integers(0, 256, 256).astype(np.uint8).view(np.uint8 if kernel.output.dtype == "uint8" else np.int8),
     }
     if kernel.weight_group:
         constants["factors"] = generator.integers(1, 19, (outputs, -(-inputs // kernel.weight_group))).astype(np.int8)
     depth = inputs * int(np.prod(kernel.kernel))
-    magnitude = np.ceil(np.log2(128 * 255 * depth + 3000)).astype(int)
+    largest = int(np.abs(constants["weight"]).max()) if kernel.bit_planes else 128
+    magnitude = np.ceil(np.log2(largest * (_largest_input(kernel) + 1) * depth + 3000)).astype(int)
     constants |= _epilogue_constants(kernel, int(magnitude), generator)
     operand = kernel.epilogue.operand if isinstance(kernel.epilogue, ResidualAdd) else None
-    return Case(kernel, constants, random_map(kernel.input, generator), None if operand is None else random_map(operand, generator))
+    return Case(kernel, constants, random_input(kernel, generator), None if operand is None else random_map(operand, generator))
 
 
-def random_weight(bits: int, shape: tuple[int, ...], generator: np.random.Generator) -> Array:
-    """int8 in the whole range of so many bits (of 8: without -128, as ``quantize`` leaves it unused)."""
+def random_weight(kernel: ConvolutionKernel, shape: tuple[int, ...], generator: np.random.Generator) -> Array:
+    """int8 in the whole range of the kernel's weights (of 8 bits: without -128, as ``quantize`` leaves it unused)."""
+    if kernel.bit_planes is not None:
+        planes = kernel.bit_planes
+        return (planes.weight_low + planes.weight_step * generator.integers(0, 1 << planes.weights, shape)).astype(np.int8)
+    bits = kernel.weight_bits
     high = 1 << (bits - 1)
     return generator.integers(1 - high if bits == 8 else -high, high, shape).astype(np.int8)
+
+
+def random_input(kernel: ConvolutionKernel, generator: np.random.Generator) -> Array:
+    """A whole buffer of inputs, of bit planes those that these can be."""
+    if kernel.bit_planes is None:
+        return random_map(kernel.input, generator)
+    low, high = kernel.bit_planes.input_low, _largest_input(kernel)
+    return generator.integers(low, high + 1, kernel.input.elements).astype(kernel.input.dtype)
+
+
+def _largest_input(kernel: ConvolutionKernel) -> int:
+    return kernel.bit_planes.input_low + (1 << kernel.bit_planes.inputs) - 1 if kernel.bit_planes else 254
 
 
 def _epilogue_constants(kernel: ConvolutionKernel, magnitude: int, generator: np.random.Generator) -> dict[str, Array]:
