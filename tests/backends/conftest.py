@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -116,15 +115,6 @@ def _random_inputs(program: Program, batch: int, seed: int = 0, length: int | No
     values = dict.fromkeys(dynamic_sizes(program.inputs), length) if length is not None else None
     shapes = [concrete_shape(spec.shape, batch, values) for spec in program.inputs]
     return tuple(torch.randint(0, 256, shape, generator=random).to(torch.uint8) for shape in shapes)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tests neither read nor fill the user's cache."""
-    folder = tmp_path_factory.mktemp("cache")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("QCOMPILER_CACHE", str(folder))
-    return folder
 
 
 @pytest.fixture(scope="session")
