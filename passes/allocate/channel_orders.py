@@ -33,7 +33,7 @@ from torch import fx
 
 from qcompiler.ir import edit
 from qcompiler.ir.float_ops import ARITHMETIC_OPS, UNARY_OPS
-from qcompiler.ir.layers import CHANNEL_AXIS
+from qcompiler.ir.layers import channel_axis
 from qcompiler.ir.sizes import expression
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
@@ -253,7 +253,7 @@ class ChannelOrders:
 
 
 def _channel_axis(layer: fx.Node) -> int:
-    return int(layer.meta["val"].ndim) + CHANNEL_AXIS[layer.target]  # type: ignore[index]  # fx types targets as str | Callable
+    return int(layer.meta["val"].ndim) + channel_axis(layer)
 
 
 def _varies(operand: fx.Node, axis: int) -> bool:

@@ -23,7 +23,7 @@ from qcompiler.calibration.statistics import Observation, ObserverSpec, Statisti
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import edit
 from qcompiler.ir.channels import Readers, readers_of
-from qcompiler.ir.layers import CHANNEL_AXIS, as_layer, write_layer
+from qcompiler.ir.layers import CHANNEL_AXIS, as_layer, channel_axis, write_layer
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
 from qcompiler.passes.equalize.migration import Source, left_alone, take_shift_over
@@ -94,6 +94,6 @@ def _rectified(program: Program) -> list[tuple[Source, Readers]]:
     for node in edit.calls(program.graph, *CHANNEL_AXIS):
         users = edit.users_of(node)
         if as_layer(node) is not None and len(users) == 1 and edit.is_call(users[0], _aten.relu.default):
-            axis = CHANNEL_AXIS[node.target]  # type: ignore[index]  # an op overload
+            axis = channel_axis(node)
             found.append((Source(node, axis), readers_of(users[0], axis)))
     return found

@@ -24,7 +24,7 @@ from torch.fx.node import map_arg
 from qcompiler.calibration.data import CalibrationData
 from qcompiler.errors import CalibrationError, PassError
 from qcompiler.ir import edit
-from qcompiler.ir.layers import CHANNEL_AXIS
+from qcompiler.ir.layers import CHANNEL_AXIS, channel_axis, is_layer
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
 from qcompiler.ir.types import Stage
@@ -101,8 +101,8 @@ class _Means(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if n.name in self._layers and n.target in CHANNEL_AXIS:
-            rows = value.movedim(CHANNEL_AXIS[n.target], -1).flatten(0, -2).double()
+        if n.name in self._layers and is_layer(n):
+            rows = value.movedim(channel_axis(n), -1).flatten(0, -2).double()
             self._sums[n.name] = self._sums.get(n.name, 0) + rows.sum(0)
             self._counts[n.name] = self._counts.get(n.name, 0) + len(rows)
         return value
@@ -125,7 +125,7 @@ class _Correction:
         with torch.no_grad():
             for node in itertools.takewhile(lambda each: each.op != "output", nodes):
                 self._values[node] = list(next(inputs)) if node.op == "placeholder" else self._compute(node, len(batches))
-                if node.target in CHANNEL_AXIS:
+                if is_layer(node):
                     notes.append(self._correct(node))
                 for operand in finished[node]:
                     del self._values[operand]
@@ -149,7 +149,7 @@ class _Correction:
         constant = edit.constant_value(bias)
         if bias is not None and constant is None:
             return f"{node.name} {LEFT_ALONE}: its bias is computed: {describe(node)}"
-        axis = CHANNEL_AXIS[node.target]  # type: ignore[index]  # an op overload
+        axis = channel_axis(node)
         surplus = (_channel_mean(self._values[node], axis) - self._means[node.name]).float()
         corrected = -surplus if constant is None else constant - surplus
         edit.set_constant(self._graph_module, node, "bias", corrected, f"{node.name}_bias", self._made_by)

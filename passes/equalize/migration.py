@@ -19,7 +19,7 @@ from torch import fx
 from qcompiler.calibration.statistics import Observation, ObserverSpec, StatisticRequest
 from qcompiler.ir import edit
 from qcompiler.ir.channels import Readers, readers_of
-from qcompiler.ir.layers import CHANNEL_AXIS, as_layer, write_layer
+from qcompiler.ir.layers import CHANNEL_AXIS, as_layer, channel_axis, write_layer
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import derive, provenance_of
 from qcompiler.pipeline.contract import Pass, PassContext, PassResult
@@ -66,7 +66,7 @@ def norm_sources(program: Program) -> list[Source]:
 
 def layer_sources(program: Program) -> list[Source]:
     """Layers with constant weights whose channels end in other such layers, some of them at least."""
-    sources = [Source(node, CHANNEL_AXIS[node.target]) for node in edit.calls(program.graph, *CHANNEL_AXIS) if as_layer(node) is not None]  # type: ignore[index]  # op overloads
+    sources = [Source(node, channel_axis(node)) for node in edit.calls(program.graph, *CHANNEL_AXIS) if as_layer(node) is not None]
     return [source for source in sources if source.readers.layers]
 
 

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qcompiler.ir.layers import CHANNEL_AXIS
+from qcompiler.ir.layers import channel_axis
 from qcompiler.passes.reconstruct.blocks import Block
 from qcompiler.passes.reconstruct.fitting import Fitting, Outcome
 from qcompiler.passes.reconstruct.layers import LayerChange, QuantizedLayer, uses_its_grid
@@ -97,7 +97,7 @@ class _Moments:
 
     @classmethod
     def of(cls, layer: QuantizedLayer, work: BlockWork) -> _Moments:
-        axis = CHANNEL_AXIS[layer.node.target]  # type: ignore[index]  # an op overload
+        axis = channel_axis(layer.node)
         count, totals = 0, torch.zeros(())
         for found, wanted in work.layer_outputs(layer):
             one, other = (values.movedim(axis, -1).flatten(0, -2).double() for values in (found, wanted))

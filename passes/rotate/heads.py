@@ -14,7 +14,7 @@ from torch import fx
 
 from qcompiler.ir import edit
 from qcompiler.ir.channels import MOVES, channel_numbers, moved, shape_of
-from qcompiler.ir.layers import CHANNEL_AXIS, as_layer, is_layer
+from qcompiler.ir.layers import as_layer, channel_axis, is_layer
 from qcompiler.passes.rotate.stream import place
 
 _aten = torch.ops.aten
@@ -53,7 +53,7 @@ def heads_of(operand: fx.Node, axis: int) -> Heads:
     """
     chain = _chain(operand)
     layer = chain[0]
-    numbers = channel_numbers(layer, CHANNEL_AXIS[layer.target])  # type: ignore[index]  # a layer's op
+    numbers = channel_numbers(layer, channel_axis(layer))
     for node in chain[1:]:
         numbers = moved(node, numbers) if node.target in MOVES else numbers
     rows = numbers.movedim(axis, -1)
@@ -85,7 +85,7 @@ def _chain(operand: fx.Node) -> list[fx.Node]:
 def check_only_read_by(heads: Heads, products: Sequence[fx.Node]) -> None:
     """Raises Declined where anything but ``products`` reads a channel of these heads."""
     channels = torch.tensor([channel for group in heads.groups for channel in group])
-    reached = {heads.layer: channel_numbers(heads.layer, CHANNEL_AXIS[heads.layer.target])}  # type: ignore[index]  # a layer's op
+    reached = {heads.layer: channel_numbers(heads.layer, channel_axis(heads.layer))}
     for node in heads.layer.graph.nodes:
         sources = [source for source in node.all_input_nodes if source in reached]
         for source in sources:

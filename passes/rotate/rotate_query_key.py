@@ -17,7 +17,7 @@ from torch import fx
 
 from qcompiler.arithmetic.hadamard import is_online_order
 from qcompiler.ir import edit
-from qcompiler.ir.layers import CHANNEL_AXIS, write_layer
+from qcompiler.ir.layers import channel_axis, write_layer
 from qcompiler.ir.program import Program
 from qcompiler.passes.rotate.heads import Declined, Heads, check_only_read_by, heads_of, spread_over
 from qcompiler.passes.rotate.learned import Objective
@@ -52,7 +52,7 @@ class RotateQueryKey(RotatingPass):
             return PassResult(program, False, reasons or ("nothing to do: no product of queries and keys before a softmax",))
         recipe = self.recipe()
         layers = [layer for site in found for layer in site.layers] if recipe.needs_samples else []
-        axes = {layer.name: CHANNEL_AXIS[layer.target] for layer in layers}  # type: ignore[index]  # a layer's op
+        axes = {layer.name: channel_axis(layer) for layer in layers}
         rows = sample_rows(program, axes, context.data, self.name) if axes else {}
         work = edit.copy(program)
         notes = []

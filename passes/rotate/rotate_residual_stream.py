@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
-from qcompiler.ir.layers import CHANNEL_AXIS
+from qcompiler.ir.layers import channel_axis, is_layer
 from qcompiler.ir.program import Program
 from qcompiler.passes.rotate.learned import Objective
 from qcompiler.passes.rotate.merge import layer_of, merge_into_makers, merge_into_readers
@@ -93,7 +93,7 @@ def _axes_of_sum(node: fx.Node) -> list[int]:
     operands = [operand for operand in node.args[:2] if isinstance(operand, fx.Node) and operand.op != "get_attr"]
     if len(operands) < 2:
         return []
-    return [CHANNEL_AXIS[operand.target] for operand in operands if operand.target in CHANNEL_AXIS][:1]
+    return [channel_axis(operand) for operand in operands if is_layer(operand)][:1]
 
 
 def _read_values(stream: Stream) -> dict[fx.Node, int]:

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from qcompiler.ir import edit
-from qcompiler.ir.layers import CHANNEL_AXIS, write_layer
+from qcompiler.ir.layers import channel_axis, write_layer
 from qcompiler.ir.program import Program
 from qcompiler.passes.rotate.heads import Declined, Heads, Place, check_only_read_by, heads_of, readers_of_heads, spread_over
 from qcompiler.passes.rotate.learned import Objective
@@ -43,7 +43,7 @@ class RotateValueOutput(RotatingPass):
         if not found:
             return PassResult(program, False, declined or ("nothing to do: no product of attention with values of a layer",))
         recipe = self.recipe()
-        asked = {site.heads.layer.name: CHANNEL_AXIS[site.heads.layer.target] for site in found} if recipe.needs_samples else {}  # type: ignore[index]  # a layer's op
+        asked = {site.heads.layer.name: channel_axis(site.heads.layer) for site in found} if recipe.needs_samples else {}
         rows = sample_rows(program, asked, context.data, self.name) if asked else {}
         work = edit.copy(program)
         notes = []

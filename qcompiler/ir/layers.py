@@ -52,7 +52,7 @@ class Layer:
 
     @property
     def axis(self) -> int:
-        return CHANNEL_AXIS[self.node.target]  # type: ignore[index]  # fx types targets as str | Callable
+        return channel_axis(self.node)
 
     @property
     def takes_shifts(self) -> bool:
@@ -103,6 +103,11 @@ class Layer:
 def is_layer(node: object) -> bool:
     """Whether ``node`` calls a layer with weights, constant or not."""
     return edit.is_call(node, *CHANNEL_AXIS)
+
+
+def channel_axis(layer: fx.Node) -> int:
+    """The channel axis of a layer's input and output, counted from the last dimension."""
+    return CHANNEL_AXIS[layer.target]  # type: ignore[index]  # fx types targets as str | Callable
 
 
 def as_layer(node: object) -> Layer | None:
