@@ -128,12 +128,20 @@ class Plan:
         return (*self.quantize, *self.load, *self.body, *self.dequantize, *self.store)
 
     def packed_weights(self) -> tuple[str, ...]:
-        """A line for each width of weights that kernels unpack in registers, with the layers."""
-        layers: dict[int, list[str]] = {}
+        """A line for each width of weights that kernels unpack in registers, and of weights and inputs whose bits they multiply, with
+        the layers."""
+        layers: dict[str, list[str]] = {}
         for step in self.body:
-            if isinstance(step.kernel, kernels.ConvolutionKernel) and step.kernel.weight_bits < 8:
-                layers.setdefault(step.kernel.weight_bits, []).append(step.nodes[0])
-        return tuple(f"weights read as {bits} bits: {', '.join(names)}" for bits, names in sorted(layers.items()))
+            if isinstance(step.kernel, kernels.ConvolutionKernel):
+                for kind in _weight_kind(step.kernel):
+                    layers.setdefault(kind, []).append(step.nodes[0])
+        return tuple(f"{kind}: {', '.join(dict.fromkeys(names))}" for kind, names in sorted(layers.items()))
+
+
+def _weight_kind(kernel: kernels.ConvolutionKernel) -> tuple[str, ...]:
+    if kernel.bit_planes is not None:
+        return (f"bits counted, weights of {kernel.bit_planes.weights} by inputs of {kernel.bit_planes.inputs}",)
+    return (f"weights read as {kernel.weight_bits} bits",) if kernel.weight_bits < 8 else ()
 
 
 _KINDS: Mapping[str, type] = {

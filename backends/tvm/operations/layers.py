@@ -9,13 +9,15 @@ import torch
 from torch import fx
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
-from qcompiler.backends.tvm.kernels import ITEM_SIZE, Activation, ConvolutionKernel, Extent, Size
+from qcompiler.backends.tvm.kernels import ITEM_SIZE, Activation, BitPlanes, ConvolutionKernel, Extent, Size
 from qcompiler.backends.tvm.operations.handler import Handler
 from qcompiler.backends.tvm.operations.windows import window_of
 from qcompiler.backends.tvm.templates.choice import weight_storage
+from qcompiler.backends.tvm.templates.planes_layout import bit_planes
 from qcompiler.backends.tvm.views import Storage, View
 from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
+from qcompiler.ir.types import IntegerRange
 
 if TYPE_CHECKING:
     from qcompiler.backends.tvm.fuse import Fusion
@@ -91,7 +93,8 @@ def _kernel(
         rows=rows,
         **geometry,
     )
-    return weight_storage(kernel, planner.target.name, _weight_bits(fusion), fusion.weight_group)
+    planes = _bit_planes(planner, fusion) if fusion.weight_group == 0 else None
+    return weight_storage(kernel, planner.target.name, _weight_bits(fusion), fusion.weight_group, planes)
 
 
 def _call(planner: Planner, fusion: Fusion, kernel: ConvolutionKernel, inputs: Sequence[View], output: View, sample: int = 0) -> None:
@@ -108,6 +111,18 @@ def _weight_bits(fusion: Fusion) -> int:
     """Bits of the weights, by their type, which the verifier has compared with the weights themselves."""
     quantized = fusion.constants()["weight"].meta.get("quantized")
     return quantized.integer.bits if quantized is not None else _BYTE
+
+
+def _bit_planes(planner: Planner, fusion: Fusion) -> BitPlanes | None:
+    """How weights and inputs are cut into bits, by the weights themselves and the range that is proven for the inputs."""
+    kind = argument(fusion.root, "x").meta.get("quantized")
+    if kind is None or kind.range is None:
+        return None
+    proven = kind.range
+    if edit.is_call(fusion.root, _qc.convolution.default) and any(argument(fusion.root, "padding")):
+        pad_value = argument(fusion.root, "pad_value")
+        proven = proven.union(IntegerRange(pad_value, pad_value))
+    return bit_planes(planner.constant(fusion.constants()["weight"]).numpy(), proven.low, proven.high)
 
 
 def _dynamic_rows(shape: Sequence[Size]) -> Extent | None:

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qcompiler.backends.tvm.kernels import ConvolutionKernel
+from qcompiler.backends.tvm.kernels import BitPlanes, ConvolutionKernel
 from qcompiler.backends.tvm.templates.layout import is_depthwise, reads_words
 from qcompiler.backends.tvm.templates.matrix_layout import can_unpack, cycles, matrix_layout
-from qcompiler.backends.tvm.templates.winograd_layout import uses_winograd
+from qcompiler.backends.tvm.templates.planes_layout import planes_cycles, suits_planes
+from qcompiler.backends.tvm.templates.winograd_layout import uses_winograd, winograd_cycles
 
 PACKED_BITS = (2, 4)  # that weights may have in memory, besides 8
 
 
-def weight_storage(kernel: ConvolutionKernel, target: str, bits: int, group: int = 0) -> ConvolutionKernel:
+def weight_storage(kernel: ConvolutionKernel, target: str, bits: int, group: int = 0, planes: BitPlanes | None = None) -> ConvolutionKernel:
     """The kernel for weights of ``bits`` bits, with a factor for each ``group`` inputs unless that is 0.
 
-    It unpacks them in registers where it is predicted to be faster for it, mostly because reading weights is what takes the time. Else it
-    is the kernel of 8 bits: the weights are expanded to bytes when the program is loaded.
+    Whatever is predicted to be the fastest of three: the kernel of 8 bits, for which weights are expanded to bytes when the program is
+    loaded; the same with weights unpacked in registers, mostly where reading them is what takes the time; products of bits, where
+    weights and inputs are numbers of so few bits that ``planes`` says what they are.
     """
-    packed = next((stored for stored in PACKED_BITS if bits <= stored), 8)
-    if packed == 8 or is_depthwise(kernel) or reads_words(kernel) or uses_winograd(kernel, target):
+    if is_depthwise(kernel) or reads_words(kernel):
         return kernel
-    candidate = replace(kernel, weight_bits=packed, weight_group=group)
-    small, plain = matrix_layout(candidate, target), matrix_layout(kernel, target)
-    return candidate if can_unpack(small) and cycles(small, kernel) < cycles(plain, kernel) else kernel
+    candidates = {kernel: _cycles(kernel, target)}
+    packed = next((stored for stored in PACKED_BITS if bits <= stored), 8)
+    if packed < 8 and not uses_winograd(kernel, target):
+        small = replace(kernel, weight_bits=packed, weight_group=group)
+        candidates |= {small: _cycles(small, target)} if can_unpack(matrix_layout(small, target)) else {}
+    if planes is not None and not group:
+        of_bits = replace(kernel, bit_planes=planes)
+        candidates |= {of_bits: planes_cycles(of_bits, target)} if suits_planes(of_bits, target) else {}
+    return min(candidates, key=lambda candidate: candidates[candidate])
+
+
+def _cycles(kernel: ConvolutionKernel, target: str) -> float:
+    return winograd_cycles(kernel) if uses_winograd(kernel, target) else cycles(matrix_layout(kernel, target), kernel)

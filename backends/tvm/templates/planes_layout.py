@@ -34,7 +34,10 @@ MOST_INPUT_PLANES = 8
 _SCRATCH_BYTES = 1 << 19  # of stack that the planes of a map may take
 _LARGEST_SUM = 2**31 - 1
 # Cycles, measured.
+_CHANNEL = 0.25  # that an output takes besides its products and its epilogue
 _LOOP = 5.0  # of a run of a pair of planes
+_LEVEL = 20.0  # of a level in a tile
+_MISSED_BRANCHES = 70.0  # of a level where some levels have more pairs than others
 _WORD = 2.0  # to read 32 inputs
 _PLANE_WORD = 3.0  # to make a word of a plane of them
 
@@ -110,14 +113,16 @@ def suits_planes(kernel: ConvolutionKernel, target: str) -> bool:
 
 
 def planes_cycles(kernel: ConvolutionKernel, target: str) -> float:
-    """Predicted time of one core, as ``matrix_layout.cycles``: products of all pairs of planes, the loops around them, making planes."""
+    """Predicted time of one core, as ``matrix_layout.cycles``: products of all pairs of planes, what is around them, making planes."""
     layout = planes_layout(kernel, target)
     matrix, bits, words = layout.matrix, layout.bits, layout.words
     height, width = output_map(kernel)
     tile = choose_tile(matrix, height, width)
     tiles = -(-height // tile.rows) * -(-width // tile.columns) * -(-matrix.vectors // tile.vectors)
-    loops = tiles * bits.weights * bits.inputs * matrix.kernel_rows * matrix.runs * _LOOP
+    level = _LEVEL + (_MISSED_BRANCHES if min(bits.weights, bits.inputs) > 1 else 0) if layout.levels > 1 else 0
+    loops = tiles * (bits.weights * bits.inputs * matrix.kernel_rows * matrix.runs * _LOOP + layout.levels * level)
+    outputs = height * width * matrix.vectors * matrix.instructions.lanes * _CHANNEL
     making = words.elements // layout.parts * (_WORD + _PLANE_WORD * bits.inputs)
     products = bits.weights * bits.inputs * arithmetic_cycles(matrix, height, width)
     size = layout.weights.size * np.dtype(layout.weights.dtype).itemsize
-    return max(products + loops + making, reading_cycles(matrix, size))
+    return max(products + loops + outputs + making, reading_cycles(matrix, size))

@@ -86,9 +86,18 @@ def _suits_winograd(kernel: ConvolutionKernel) -> bool:
 
 
 def _is_faster_by_winograd(kernel: ConvolutionKernel) -> bool:
-    """Per input channel and 16 outputs, the direct kernel takes 9 / 4 cycles a pixel, Winograd 36 / 2 a tile, and its transforms."""
+    """Per input channel and 16 outputs, the direct kernel takes 9 / 4 cycles a pixel."""
     layout = winograd_layout(kernel)
-    vectors = layout.outputs // layout.chunk.lanes
-    direct = 9 * layout.inputs * kernel.output.height * kernel.output.width // 4
-    tile = 18 * layout.inputs + layout.parts * _WINOGRAD_OUTPUT_COST + _WINOGRAD_INPUT_COST * layout.inputs // vectors
-    return layout.block >= _WINOGRAD_SMALLEST_BLOCK and tile * layout.rows * layout.columns < direct
+    direct = 9 * layout.inputs * kernel.output.height * kernel.output.width // 4 * _vectors(layout)
+    return layout.block >= _WINOGRAD_SMALLEST_BLOCK and winograd_cycles(kernel) < direct
+
+
+def winograd_cycles(kernel: ConvolutionKernel) -> float:
+    """Predicted time of one core: per input channel and 16 outputs 36 / 2 cycles a tile, and the transforms."""
+    layout = winograd_layout(kernel)
+    tile = 18 * layout.inputs + layout.parts * _WINOGRAD_OUTPUT_COST + _WINOGRAD_INPUT_COST * layout.inputs // _vectors(layout)
+    return tile * layout.rows * layout.columns * _vectors(layout)
+
+
+def _vectors(layout: WinogradLayout) -> int:
+    return layout.outputs // layout.chunk.lanes
