@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
+from qcompiler.arithmetic import DYADIC_PARAMETERS
 from qcompiler.backends.tvm.templates.product_layout import LONGEST_ROW
 from qcompiler.ir import edit
 from qcompiler.ir.edit import argument, is_call
@@ -161,4 +162,4 @@ def _is_rounding(node: fx.Node, tensors: Tensors) -> bool:
     """A requantization per tensor to 8 bits."""
     if not is_call(node, qc.requantize.default) or argument(node, "input_zero_point") != 0 or tensors[node].dtype not in _BYTES:
         return False
-    return all(tensors[argument(node, name)].numel() == 1 for name in ("pre_shift", "multiplier", "shift"))
+    return all(tensors[argument(node, name)].numel() == 1 for name in DYADIC_PARAMETERS)

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
+from qcompiler.arithmetic import DYADIC_PARAMETERS
 from qcompiler.backends.tvm.fuse_products import AttentionFusion, ProductFusion, has_matrix_kernel
 from qcompiler.backends.tvm.kernels import (
     ITEM_SIZE,
@@ -259,7 +260,7 @@ def _pointer(view: View, lead: Sequence[Size]) -> tuple[Storage, int]:
 def _rounding_pointers(planner: Planner, rounding: fx.Node | None) -> list[tuple[Storage, int]]:
     if rounding is None:
         return []
-    views = [planner.value(argument(rounding, name)) for name in ("pre_shift", "multiplier", "shift")]
+    views = [planner.value(argument(rounding, name)) for name in DYADIC_PARAMETERS]
     return [(view.storage, pointer_offset(view) * ITEM_SIZE[view.dtype]) for view in views]
 
 

@@ -236,10 +236,7 @@ class Lowering:
         dyadic = self._chosen(factor, self.magnitude(value), reach)
         self.forms[dyadic.form] += 1
         name = self.node.name.removesuffix("_quantize")
-        parameters = [
-            self.constant(f"{name}_{what}", tensor)
-            for what, tensor in (("pre_shift", dyadic.pre_shift), ("multiplier", dyadic.multiplier), ("shift", dyadic.shift))
-        ]
+        parameters = [self.constant(f"{name}_{what}", getattr(dyadic, what)) for what in arithmetic.DYADIC_PARAMETERS]
         integer = quantized.integer
         return self.call(
             _qc.requantize.default,

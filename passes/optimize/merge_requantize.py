@@ -26,7 +26,6 @@ from qcompiler.pipeline.rewrite import Site
 
 _qc = torch.ops.qc
 _REQUANTIZE: frozenset[edit.Target] = frozenset({_qc.requantize.default})
-_PARAMETERS = ("pre_shift", "multiplier", "shift")
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class MergeRequantize(IntegerRewrite[Chain]):
         site = Site(graph_module, match.second, self.name)
         dyadic = self._merged(match)
         low, high = _limits(match)
-        parameters = [site.constant(f"{match.second.name}_{name}", getattr(dyadic, name)) for name in _PARAMETERS]
+        parameters = [site.constant(f"{match.second.name}_{name}", getattr(dyadic, name)) for name in arithmetic.DYADIC_PARAMETERS]
         kept = [edit.argument(match.second, name) for name in ("zero_point", "bits", "signed")]
         zero_point = edit.argument(match.first, "input_zero_point")
         merged = site.call(_qc.requantize.default, match.first.args[0], *parameters, zero_point, kept[0], low, high, dyadic.form, *kept[1:])
@@ -82,7 +81,7 @@ class MergeRequantize(IntegerRewrite[Chain]):
 
 
 def _dyadic(node: fx.Node) -> arithmetic.Dyadic:
-    constants = [edit.constant_value(edit.argument(node, name)) for name in _PARAMETERS]
+    constants = [edit.constant_value(edit.argument(node, name)) for name in arithmetic.DYADIC_PARAMETERS]
     pre_shift, multiplier, shift = (tensor for tensor in constants if tensor is not None)
     return arithmetic.Dyadic(edit.argument(node, "form"), pre_shift, multiplier, shift)
 
@@ -91,6 +90,6 @@ def _limits(match: Chain) -> tuple[int, int]:
     """The limits of the second op, and those of the first as the second maps them, where they are the tighter ones."""
     ends = torch.tensor([edit.argument(match.first, "low"), edit.argument(match.first, "high")], dtype=match.first.meta["val"].dtype)
     arguments = {parameter.name: edit.argument(match.second, parameter.name) for parameter in _qc.requantize.default._schema.arguments[1:]}
-    constants = {name: edit.constant_value(arguments[name]) for name in _PARAMETERS}
+    constants = {name: edit.constant_value(arguments[name]) for name in arithmetic.DYADIC_PARAMETERS}
     mapped = _qc.requantize.default(ends.reshape(2, *[1] * 4), **{**arguments, **constants})
     return int(mapped[0].min()), int(mapped[1].max())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from qcompiler.arithmetic.binary import binarize, binary_scale, is_binary
 from qcompiler.arithmetic.codes import bucketize, decode, embedding, encode
 from qcompiler.arithmetic.dyadic import (
+    DYADIC_PARAMETERS,
     Dyadic,
     ResidualDyadic,
     choose,
@@ -49,6 +50,7 @@ from qcompiler.arithmetic.softmax import (
 from qcompiler.arithmetic.tables import build_table
 
 __all__ = [
+    "DYADIC_PARAMETERS",
     "NORMALIZE_FORMS",
     "PAPER_FORMS",
     "REQUANTIZE",

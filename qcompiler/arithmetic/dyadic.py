@@ -21,6 +21,9 @@ FORMS: tuple[Form, ...] = ("high", "narrow", "exact64")
 Real = float | Sequence[float] | Tensor
 Integer = int | Sequence[int] | Tensor
 
+DYADIC_PARAMETERS = ("pre_shift", "multiplier", "shift")
+"""The tensors of a ``Dyadic``, as ``qc.requantize`` and kernels name them too, in their order."""
+
 OUTPUT_LIMIT_8_BITS = 255  # |y - zero_point| that an 8-bit output can show: beyond it the final clamp decides
 _INT32_MAX = (1 << 31) - 1
 _INT16_MAX = (1 << 15) - 1

@@ -60,7 +60,7 @@ class RandomProgram:
         factor = self.choice.uniform(20, 200) / magnitude.double()
         form = self.choice.choice(["auto", "high", "exact64"])
         dyadic = arithmetic.choose(factor, magnitude, form)
-        parameters = [self.constant(name, getattr(dyadic, name)) for name in ("pre_shift", "multiplier", "shift")]
+        parameters = [self.constant(name, getattr(dyadic, name)) for name in arithmetic.DYADIC_PARAMETERS]
         zero_point = self.choice.randint(kind.low, kind.high)
         low = self.choice.choice([kind.low, zero_point])
         return self.call(

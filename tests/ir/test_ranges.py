@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import fx
 
+from qcompiler.arithmetic import DYADIC_PARAMETERS
 from qcompiler.arithmetic.hadamard import hadamard_matrix
 from qcompiler.errors import VerificationError
 from qcompiler.ir.builder import GraphBuilder
@@ -146,7 +147,7 @@ def test_a_window_of_padding_alone_gives_the_minimum_of_the_type() -> None:
 def requantize(builder: GraphBuilder, x: fx.Node, **changes: object) -> fx.Node:
     arguments: dict[str, object] = {"pre_shift": 8, "multiplier": 1 << 30, "shift": 8, "input_zero_point": 0, "zero_point": 0}
     arguments |= {"low": 0, "high": 255, "form": "high", "bits": 8, "signed": False} | changes
-    for name in ("pre_shift", "multiplier", "shift"):
+    for name in DYADIC_PARAMETERS:
         value = arguments[name]
         assert isinstance(value, int)
         arguments[name] = scalar(builder, name, value)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from qcompiler.arithmetic import DYADIC_PARAMETERS
 from qcompiler.backends.tvm.kernels import (
     Activation,
     Add,
@@ -356,7 +357,7 @@ def _interleaved(rows: Sequence[Expr], chunk: Chunk) -> list[Expr]:
 
 def rounding_parameters(prefix: str) -> list[Parameter]:
     """The operands of a requantization per tensor."""
-    return [Parameter(f"{prefix}{name}", "int32", 1) for name in ("pre_shift", "multiplier", "shift")]
+    return [Parameter(f"{prefix}{name}", "int32", 1) for name in DYADIC_PARAMETERS]
 
 
 def addition_parameters(prefix: str) -> list[Parameter]:

@@ -32,7 +32,7 @@ class IntegerBuilder(GraphBuilder):
     ) -> fx.Node:
         bound = 1 << 20 if x.meta["val"].dtype is torch.int32 else 255
         dyadic = arithmetic.choose(factor, bound, form)
-        parameters = [self.constant(name, getattr(dyadic, name)) for name in ("pre_shift", "multiplier", "shift")]
+        parameters = [self.constant(name, getattr(dyadic, name)) for name in arithmetic.DYADIC_PARAMETERS]
         signed = min(limits) < 0
         call = self.call(_qc.requantize.default, x, *parameters, *zeros, *limits, dyadic.form, 8, signed)
         return self._typed(call, IntegerType(8, signed), zeros[1])
