@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
+from qcompiler.api import quantize
 from qcompiler.backends.reference import backend as reference
 from qcompiler.backends.tvm import backend as tvm
+from qcompiler.capture import capture
 from qcompiler.ir.builder import GraphBuilder
 from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.sizes import concrete_shape, dynamic_sizes, specified, symbols_of
@@ -162,3 +165,38 @@ def differences() -> Callable[..., list[str]]:
         return found
 
     return compare
+
+
+class OneBit(nn.Module):
+    """Convolutions of every kind, a residual sum, a linear layer; [N, 3, 8, 8] to [N, 5]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.depthwise, self.point = (
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.Conv2d(16, 16, 3, padding=1, groups=16),
+            nn.Conv2d(16, 70, 1),
+        )
+        self.first, self.second = nn.Conv2d(70, 70, 3, padding=1, bias=False), nn.Conv2d(70, 70, 3, padding=1, groups=2)
+        self.up, self.hidden, self.head = nn.ConvTranspose2d(70, 12, 2, stride=2), nn.Linear(768, 33), nn.Linear(33, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.point(self.depthwise(self.stem(x).relu()).relu()).relu()
+        x = (x + self.second(self.first(x).relu())).relu()
+        x = nn.functional.max_pool2d(self.up(x).relu(), 2)
+        result: torch.Tensor = self.head(self.hidden(x.flatten(1)).relu())
+        return result
+
+
+@pytest.fixture(scope="session")
+def one_bit() -> Callable[[str], tuple[Program, torch.Tensor]]:
+    """``one_bit("w=1,a=2")``: the INTEGER program of a network with these options of quantize, and the inputs it was calibrated on."""
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 8, 8)
+    program = capture(OneBit().eval(), x[:2], dynamic_batch=True)
+
+    @functools.cache
+    def quantized(options: str) -> tuple[Program, torch.Tensor]:
+        return quantize(program, x.split(8), passes=f"canonicalize,quantize{{{options}}},lower-integer,optimize"), x
+
+    return quantized
