@@ -1,11 +1,12 @@
 """Bit allocation against what it should beat: writes the tables of ``docs/allocation.md`` and the figure beside it.
 
-``PYTHONPATH=examples python benchmarks/allocation.py [--networks resnet20 efficientnet-lite0 vit] [--threads 2] [--only accuracy latency]``
+``PYTHONPATH=examples python benchmarks/allocation.py [--networks resnet20 efficientnet-lite0 vit] [--threads 2] [--only accuracy groups]``
 
 Accuracy at 4.5 average weight bits, A8: the integer linear program, greedy and dynamic programming over the sensitivities of each metric,
-uniform 4-bit weights, and random draws of equal size. Latency: predicted from the table of ``qcompiler profile`` and measured. What was
-measured is kept in ``build/allocation``, so that a run that was cut short goes on where it was. Networks and images lie in
-``../shared/assets`` beside the repository (``--assets``).
+uniform 4-bit weights, and random draws of equal size. Groups: the same program over groups of output channels, and what the layers that are
+split by them cost. Latency: predicted from the table of ``qcompiler profile`` and measured. What was measured is kept in
+``build/allocation``, so that a run that was cut short goes on where it was. Networks and images lie in ``../shared/assets`` beside the
+repository (``--assets``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rich.console import Console
 import qcompiler as qc
 from allocation_study import BITS, NETWORKS, Accuracy, NetworkStudy
 from qcompiler.documents import replaced
+from qcompiler.ir import edit
 from qcompiler.latency import Machine, profile
 from qcompiler.measure import latency
 from qcompiler.passes.allocate.items import with_bits
@@ -36,7 +38,10 @@ AVERAGE = 4.5
 FRONT = (2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0)
 FRONT_METRIC = "hessian-trace"
 AFTER = ("gptq", "gptq,retune-batch-norm")
-PARTS = ("accuracy", "after", "front", "latency")
+GROUPS = (1, 2, 4)
+GROUP_METRICS = ("fisher", "hessian-trace", "perturbation", "sqnr-output")
+GROUP_TARGETS = ("x86-64-vnni", "x86-64-v3")
+PARTS = ("accuracy", "after", "front", "latency", "groups")
 SHORT = {"ilp": "ILP", "greedy": "greedy", "dynamic-programming": "DP"}
 console = Console(stderr=True)
 
@@ -119,6 +124,50 @@ def _cell(found: Accuracy) -> str:
 
 def _row(name: str, cells: Sequence[str]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
+
+
+# ---- groups of channels -----------------------------------------------------------------------------------------------------------
+
+
+def groups_table(studies: Sequence[NetworkStudy], counts: Sequence[int], metrics: Sequence[str]) -> str:
+    """One row a metric and number of groups: top-1 in % and SQNR of the logits in dB."""
+    lines = [f"| | groups | {' | '.join(study.network.title for study in studies)} |", f"|---|---{'|---' * len(studies)}|"]
+    for metric in metrics:
+        for count in counts:
+            cells = []
+            for study in studies:
+                found = study.grouped(metric, AVERAGE, count)
+                accuracy = study.evaluate(found.bits, "", found.channels)
+                said = f"{accuracy.top1:.2f} %, {accuracy.sqnr:.2f} dB at {found.average_weight_bits:.3f} bits"
+                console.print(f"{study.name}: {metric}, {count} groups: {said}", highlight=False)
+                cells.append(_cell(accuracy))
+            lines.append(f"| `{metric}` | {count} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def split_table(studies: Sequence[NetworkStudy], counts: Sequence[int], seconds: float) -> str:
+    """What the layers of each width cost: their number, steps and milliseconds of the compiled program; whether it equals the reference."""
+    targets = " | ".join(f"`{target}`: steps, ms, equal" for target in GROUP_TARGETS)
+    lines = [f"| | groups | layers | {targets} |", f"|---|---|---|{'---|' * len(GROUP_TARGETS)}"]
+    for study in studies:
+        for count in counts:
+            found = study.grouped(FRONT_METRIC, AVERAGE, count)
+            integers = qc.quantize(study.split(found.bits, found.channels), study.data, passes="quantize,lower-integer,optimize")
+            layers = list(edit.calls(integers.graph, torch.ops.qc.convolution.default, torch.ops.qc.linear.default))
+            cells = [_compiled(integers, target, study.network.calibration[0], seconds) for target in GROUP_TARGETS]
+            row = f"{len(layers)} | {' | '.join(cells)}"
+            console.print(f"{study.name}: {count} groups: {row}", highlight=False)
+            lines.append(f"| {study.network.title} | {count} | {row} |")
+    return "\n".join([*lines, "", f"{Machine.here(threads=1).cpu}, one thread, one sample."])
+
+
+def _compiled(integers: qc.Program, target: str, samples: torch.Tensor, seconds: float) -> str:
+    module = qc.compile(integers, target=target, threads=1)
+    inputs = integers.quantize_inputs((samples,))
+    pairs = zip(integers.run_integer(*inputs), module.run_integer(*inputs), strict=True)
+    equal = all(torch.equal(wanted, torch.as_tensor(found)) for wanted, found in pairs)
+    fastest = min(latency(lambda: module(samples[:1]), seconds).fastest for _ in range(5))
+    return f"{len(module.profile(samples[:1]))}, {fastest * 1e3:.3f}, {'yes' if equal else 'NO'}"
 
 
 # ---- front ------------------------------------------------------------------------------------------------------------------------
@@ -211,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--metrics", nargs="+", choices=metric_names(), default=list(metric_names()))
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="which tables")
     parser.add_argument("--images", type=int, default=0, help="how many are measured (default: 1000; 134 for EfficientNet-Lite0)")
+    parser.add_argument("--groups", type=int, nargs="+", default=list(GROUPS), help="of output channels in each layer")
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each of five latency measurements")
@@ -231,6 +281,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "accuracy" in chosen.only:
         write(chosen.output, "accuracy", accuracy_table(studies, chosen.metrics, chosen.draws))
         write(chosen.output, "verdict", verdict(studies, chosen.metrics, chosen.draws))
+    if "groups" in chosen.only:
+        write(chosen.output, "groups", groups_table(studies, chosen.groups, GROUP_METRICS))
+        write(chosen.output, "split", split_table(studies, chosen.groups, chosen.seconds))
     if "after" in chosen.only:
         write(chosen.output, "after", after_table(studies))
     if "front" in chosen.only:

@@ -1,9 +1,9 @@
 """One network of the allocation benchmark: its sensitivities, and the accuracy of any bits for its weights. Everything measured is kept.
 
-Only weights get bits; activations have 8. All layers may have 2, 3, 4, 6 or 8 bits, the first and the last too, so that uniform 4-bit,
-random draws and the solvers choose from the same. An evaluation runs the QDQ program in torch: statistics of activations do not depend on
-weights and are gathered once. ``evaluations.json`` and one table for each metric lie in a folder of the network, and what lies there is
-not measured again.
+Only weights get bits, or groups of their output channels; activations have 8. All layers may have 2, 3, 4, 6 or 8 bits, the first and the
+last too, so that uniform 4-bit, random draws and the solvers choose from the same. An evaluation runs the QDQ program in torch: statistics
+of activations do not depend on weights and are gathered once for all programs that are not split. ``evaluations.json`` and one table for
+each metric lie in a folder of the network, and what lies there is not measured again.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ from torch import Tensor, nn
 import qcompiler as qc
 from accuracy import cifar_task, imagenet_task
 from models import resnet_cifar, vit
+from qcompiler.allocation import Allocation
 from qcompiler.calibration.data import CalibrationData
 from qcompiler.files import replacing
 from qcompiler.ir.program import Program
+from qcompiler.passes.allocate.allocate import Stated
 from qcompiler.passes.allocate.costs import average_budget, make_problem
+from qcompiler.passes.allocate.groups import split
 from qcompiler.passes.allocate.items import Items, find_items, with_bits
 from qcompiler.passes.allocate.measure import measure
 from qcompiler.passes.allocate.problem import Problem
+from qcompiler.passes.allocate.salience import layer_groups
+from qcompiler.passes.allocate.solver import solve
+from qcompiler.passes.allocate.split_channels import SplitChannels
 from qcompiler.passes.quantize.quantize import Quantize
 from qcompiler.pipeline.collector import StatisticsCollector
 from qcompiler.pipeline.contract import PassContext
@@ -44,7 +50,9 @@ BEFORE = "canonicalize,reparameterize-layer-norm,reparameterize-residual-norm"
 CALIBRATION_IMAGES = 128
 SAMPLES = 64
 BATCH = 32
+CURVATURES = ("fisher", "hessian-trace", "taylor")  # which tell channels apart
 Bits = Mapping[Item, int]
+Channels = Mapping[Item, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -136,9 +144,10 @@ class NetworkStudy:
         sizes = {item: self.items.candidates[item].elements for item in self.weights}
         return sum(bits[item] * size for item, size in sizes.items()) / sum(sizes.values())
 
-    def table(self, metric: str) -> SensitivityTable:
-        """The sensitivities by one metric."""
-        path = self._folder / f"{metric}.json"
+    def table(self, metric: str, channels: bool = False) -> SensitivityTable:
+        """The sensitivities by one metric; with those of output channels where the metric knows them."""
+        kind = f"{metric}-channels" if channels else metric
+        path = self._folder / f"{kind}.json"
         if not path.exists():
             table = measure(
                 self.program,
@@ -149,7 +158,8 @@ class NetworkStudy:
                 samples=SAMPLES,
                 batch=BATCH // 4,
                 items=self.weights,
-                checkpoint=self._folder / f"{metric}-work",
+                channels=channels,
+                checkpoint=self._folder / f"{kind}-work",
                 progress=self._progress,
             )
             table.save(path)
@@ -158,6 +168,14 @@ class NetworkStudy:
     def problem(self, metric: str, average: float) -> Problem:
         """Least summed sensitivity at so many bits on average."""
         return make_problem(self.items, self.table(metric), [average_budget(self.items, average)], {}, False)
+
+    def grouped(self, metric: str, average: float, count: int) -> Allocation:
+        """As ``problem``, solved, with ``count`` groups of output channels in each layer."""
+        table = self.table(metric, channels=count > 1 and metric in CURVATURES)
+        budgets = [average_budget(self.items, average)]
+        layers = layer_groups(self.program, self.items, self.quantize, count, table)
+        stated = Stated(self.items, metric, split(make_problem(self.items, table, budgets, {}, False), layers.by_name), layers)
+        return stated.allocation(solve(stated.problem))
 
     def bits_of(self, chosen: Mapping[str, int]) -> dict[Item, int]:
         """A solution in terms of items."""
@@ -176,12 +194,12 @@ class NetworkStudy:
                 kept.append(bits)
         return kept
 
-    def evaluate(self, bits: Bits, passes: str = "") -> Accuracy:
-        """The QDQ program with these bits, after ``passes`` from QDQ to QDQ."""
+    def evaluate(self, bits: Bits, passes: str = "", channels: Channels | None = None) -> Accuracy:
+        """The QDQ program with these bits, after ``passes`` from QDQ to QDQ; ``channels``: bits of output channels where they differ."""
         kept = self._kept()
-        key = _key(bits, passes, len(self.network.labels))
+        key = _key(bits, passes, len(self.network.labels), channels or {})
         if key not in kept:
-            found = self._measure(self._quantized(bits, passes))
+            found = self._measure(self._quantized(bits, passes, channels or {}))
             kept = self._kept() | {key: {"top1": found.top1, "sqnr": found.sqnr, "average": self.average(bits)}}
             with replacing(self._evaluations) as file:
                 file.write_text(json.dumps(kept, indent=1) + "\n")
@@ -197,8 +215,12 @@ class NetworkStudy:
     def float_top1(self) -> float:
         return self._top1(self.float_logits)
 
-    def _quantized(self, bits: Bits, passes: str) -> Program:
-        asked = with_bits(self.program, bits)
+    def split(self, bits: Bits, channels: Channels) -> Program:
+        """The float program that asks for these bits, a layer for each width."""
+        return SplitChannels().run(with_bits(self.program, bits, channels), PassContext()).program
+
+    def _quantized(self, bits: Bits, passes: str, channels: Channels) -> Program:
+        asked = self.split(bits, channels)
         context = PassContext(self._collector.answer(asked, [self.quantize]), data=self.data, progress=self._progress)
         result = self.quantize.run(asked, context).program
         return PassManager(parse_pipeline(passes)).run(result, self.data, reference=asked) if passes else result
@@ -219,6 +241,7 @@ class NetworkStudy:
         return dict(json.loads(self._evaluations.read_text())) if self._evaluations.exists() else {}
 
 
-def _key(bits: Bits, passes: str, images: int) -> str:
+def _key(bits: Bits, passes: str, images: int, channels: Channels) -> str:
     text = " ".join(f"{item}={width}" for item, width in sorted(bits.items()))
+    text += "".join(f" {item}={widths}" for item, widths in sorted(channels.items()))
     return hashlib.sha256(f"{text} {passes} {images}".encode()).hexdigest()[:20]

@@ -56,5 +56,14 @@ def test_tables_hold_every_solver_and_what_it_is_compared_with(study: NetworkStu
     assert content in path.read_text() and "old" not in path.read_text() and path.read_text().endswith(" after")
 
 
+def test_groups_of_channels_lose_no_more_and_keep_the_average(study: NetworkStudy) -> None:
+    whole, split = (study.grouped("perturbation", 4.5, count) for count in (1, 4))
+    assert not whole.channels and split.channels
+    assert split.objective <= whole.objective * 1.0005 and split.average_weight_bits <= 4.5  # the solver's gap
+    table = allocation.groups_table([study], [1, 2], ["fisher"])
+    assert "| `fisher` | 1 | " in table and "| `fisher` | 2 | " in table
+    assert study.table("fisher", channels=True).rows == study.table("fisher").rows
+
+
 def test_solvers_are_compared(capsys: Any) -> None:
     assert solver.table(4).count("\n") == 1 + 2 * len(solver.CASES)

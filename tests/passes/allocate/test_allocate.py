@@ -14,12 +14,16 @@ import qcompiler as qc
 from qcompiler.calibration.data import CalibrationData
 from qcompiler.capture import capture
 from qcompiler.errors import CalibrationError, PassError, QCompilerError, TargetError, UnknownNameError
-from qcompiler.ir import serialize
+from qcompiler.ir import edit, serialize
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Precision, Stage
 from qcompiler.latency import LatencyTable, Machine
-from qcompiler.passes.allocate.items import find_items
+from qcompiler.passes.allocate.channel_orders import LAYERS
+from qcompiler.passes.allocate.costs import stored_bits
+from qcompiler.passes.allocate.items import Items, find_items
 from qcompiler.passes.allocate.problem import AllocationError
+from qcompiler.passes.allocate.salience import layer_groups
+from qcompiler.passes.quantize.quantize import Quantize
 from qcompiler.pipeline.manager import PassManager
 from qcompiler.pipeline.text import parse_pipeline
 from qcompiler.sensitivity import Item, SensitivityTable
@@ -232,3 +236,120 @@ def test_a_table_without_a_row_says_which(tmp_path: Path) -> None:
     SensitivityTable("by-hand", "", rows).save(tmp_path / "table.json")
     with pytest.raises(CalibrationError, match="no row for weight 'conv2d' at 3 bits: measure it, or leave out 3 of the option 'bits'"):
         run(f"allocate{{table={tmp_path}/table.json,average_weight_bits=4}}")
+
+
+# ---- groups of channels -----------------------------------------------------------------------------------------------------------
+
+
+def notes_of(program: Program, name: str) -> tuple[str, ...]:
+    (record,) = (record for record in program.history if record.name == name)
+    return record.notes
+
+
+@functools.cache
+def grouped(options: str = "") -> Program:
+    """Bits of channels, before any layer is split."""
+    return run(f"allocate{{metric=fisher,average_weight_bits=4.5,channel_groups=4{options}}}")
+
+
+def test_groups_get_bits_of_their_own_under_the_same_budget() -> None:
+    asked = {node.name: node.meta["precision"] for node in grouped().graph.nodes if "precision" in node.meta}
+    sizes = {item.name: size for item, size in find_items(float_program()).sizes.items() if item.kind == "weight"}
+    apart = {name: found.channels for name, found in asked.items() if found.channels}
+    assert apart and all(len(apart[name]) == sizes[name].channels and asked[name].weight == max(apart[name]) for name in apart)
+    total = sum(
+        sum(apart.get(name, (asked[name].weight,) * size.channels)) * size.elements // size.channels for name, size in sizes.items()
+    )
+    assert total <= 4.5 * sum(size.elements for size in sizes.values())
+    for name, widths in apart.items():
+        (note,) = (note for note in notes_of(grouped(), "allocate") if note.startswith(f"{name}: W"))
+        assert f"W{max(widths)} for {widths.count(max(widths))} channels" in note
+
+
+def test_groups_lose_no_more_than_layers() -> None:
+    unsplit = run("allocate{metric=fisher,average_weight_bits=4.5}")
+    lost = [float(notes_of(program, "allocate")[0].split("(fisher) ")[1].split(",")[0]) for program in (grouped(), unsplit)]
+    assert lost[0] < lost[1]
+
+
+def test_layers_whose_values_are_added_have_the_same_channels_in_their_groups() -> None:
+    layers = layer_groups(float_program(), find_items(float_program()), Quantize(), 2, None)
+    channels = {item.name: [group.channels.tolist() for group in groups] for item, groups in layers.groups.items()}
+    assert channels["conv2d"] == channels["conv2d_2"]
+    assert layers.whole == {Item("linear", "weight"): "it is an output of the program, which is not rounded"}
+
+
+def test_a_curvature_decides_which_channels_are_salient(tmp_path: Path) -> None:
+    """Errors alike, the metric says that the last four channels matter: they share the first group."""
+    items, weights = find_items(float_program()), (0.001,) * 4 + (1000.0,) * 4
+    rows = {(item, bits): 4.0**-bits for item in items.candidates for bits in (2, 3, 4, 6, 8)}
+    SensitivityTable("by-hand", "", rows, channels={Item("conv2d_1", "weight"): weights}).save(tmp_path / "table.json")
+    table = SensitivityTable.load(tmp_path / "table.json")
+    layers = layer_groups(float_program(), items, Quantize(), 2, table)
+    first, _ = layers.groups[Item("conv2d_1", "weight")]
+    assert first.channels.tolist() == [4, 5, 6, 7] and first.shares[0] > 0.99
+
+
+def test_pins_hold_for_all_groups() -> None:
+    program = grouped(",pins=(conv2d:w3)")
+    assert next(node for node in program.graph.nodes if node.name == "conv2d").meta["precision"] == Precision(weight=3)
+
+
+def test_other_budgets_hold_for_groups() -> None:
+    """Of 8 channels 8 groups: bytes and bit operations are those of the channels."""
+    program = run("allocate{metric=fisher,size=560,bops=3.2e6,channel_groups=8}")
+    sizes = {item.name: size for item, size in find_items(float_program()).sizes.items() if item.kind == "weight"}
+    asked = {node.name: node.meta["precision"] for node in program.graph.nodes if "precision" in node.meta}
+    assert any(found.channels for found in asked.values())
+    spent = 0
+    for name, size in sizes.items():
+        widths = asked[name].channels or (asked[name].weight,) * size.channels
+        spent += sum(-(-size.elements // size.channels * stored_bits(bits) // 8) + 4 for bits in widths)
+    assert spent <= 560
+
+
+def test_quantize_gives_each_part_its_bits_and_all_parts_one_scale() -> None:
+    program = run("split-channels,quantize", grouped())
+    found = [node for node in program.graph.nodes if "_w" in node.name and node.target in LAYERS]
+    assert found
+    for part in found:
+        assert part.args[1].meta["quantized"].integer.bits == int(part.name.partition("_w")[2].split("_")[0])
+    for node in edit.calls(program.graph, torch.ops.aten.cat.default):
+        assert len({part.meta["quantized"].scale for part in node.args[0]}) == 1
+
+
+def test_compiled_parts_give_the_integers_of_the_reference() -> None:
+    program = run("split-channels,quantize,lower-integer,optimize", grouped())
+    assert len(list(edit.calls(program.graph, torch.ops.qc.convolution.default))) > 3
+    inputs = program.quantize_inputs((images(),))
+    found = qc.compile(program, target="x86-64-v3", threads=1).run_integer(*inputs)
+    assert all(torch.equal(wanted, torch.as_tensor(each)) for wanted, each in zip(program.run_integer(*inputs), found, strict=True))
+
+
+def test_a_recipe_splits_where_it_is_asked_to() -> None:
+    options = {"allocate.metric": "fisher", "allocate.average_weight_bits": 4.5, "quantize.edge_bits": None}
+    captured = capture(Network().eval(), images()[:2])
+    program = qc.quantize(captured, images(), recipe="mixed", options={**options, "allocate.channel_groups": 4})
+    assert notes_of(program, "split-channels")
+    allocation = qc.allocate(captured, images(), options={**options, "allocate.channel_groups": 4})
+    assert allocation.channels and allocation.average_weight_bits <= 4.5
+    assert all(allocation.bits[item] == max(widths) for item, widths in allocation.channels.items())
+
+
+def test_mistakes_about_groups_are_named() -> None:
+    with pytest.raises(PassError, match=r"channel_groups must be 1 \(none\) or more, got 0"):
+        run("allocate{channel_groups=0,size=500}")
+    with pytest.raises(PassError, match=r"channel_groups=2 needs the pass 'split-channels' between allocate and quantize: add it"):
+        run("allocate{metric=perturbation,size=500,channel_groups=2},quantize")
+    notes = notes_of(run("allocate{metric=perturbation,average_weight_bits=4.5,channel_groups=9}"), "allocate")
+    assert "conv2d: not split, as it has 8 output channels for 9 groups" in notes
+    table = SensitivityTable("by-hand", "", {(Item("conv2d", "weight"), 4): 1.0}, channels={Item("conv2d", "weight"): (1.0,)})
+    items = find_items(float_program(), bits=(4,))
+    with pytest.raises(CalibrationError, match="the sensitivity table has 1 channels of weight 'conv2d', which has 8: measure again"):
+        layer_groups(float_program(), replace_bits(items, "conv2d", (4, 8)), Quantize(), 2, table)
+
+
+def replace_bits(items: Items, name: str, bits: tuple[int, ...]) -> Items:
+    """Only that weight has a choice."""
+    item = Item(name, "weight")
+    return dataclasses.replace(items, candidates={item: dataclasses.replace(items.candidates[item], bits=bits)})
