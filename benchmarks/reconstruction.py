@@ -1,9 +1,9 @@
 """What each reconstruction gains at low bits: top-1 of the QDQ program on JPEG CIFAR-10 test images, as a table in markdown.
 
-``PYTHONPATH=examples python benchmarks/reconstruction.py [--models vit resnet20] [--bits w=3,a=4 w=2,a=8] [--checkpoint DIR]``
+``PYTHONPATH=examples python benchmarks/reconstruction.py [--models vit resnet20] [--bits w=3,a=4] [--methods gptq] [--checkpoint DIR]``
 
 Networks and images lie in ``../shared/assets`` beside the repository (``--assets``). With ``--checkpoint`` a run that was cut short
-continues.
+continues. With ``--integers`` the integer program is measured.
 """
 
 from __future__ import annotations
@@ -71,10 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"| {name} | float | | {_top1(reference, images, labels):.2f} | |", flush=True)
         for bits in options.bits:
             qdq = PassManager(parse_pipeline(f"quantize{{{bits}}}")).run(reference, CalibrationData(samples, reference.inputs))
-            for text in methods(options.steps):
+            for text in methods(options.steps) if options.methods is None else options.methods:
                 start = time.perf_counter()
                 folder = options.checkpoint / f"{name}-{bits}-{text}" if options.checkpoint else None
-                result = _reconstruct(text, qdq, reference, samples, folder) if text else qdq
+                passes = ",".join(filter(None, (text, "lower-integer" if options.integers else "")))
+                result = _reconstruct(passes, qdq, reference, samples, folder) if passes else qdq
                 minutes = (time.perf_counter() - start) / 60.0
                 print(f"| {name} | {bits} | {text or 'nearest'} | {_top1(result, images, labels):.2f} | {minutes:.1f} |", flush=True)
 
@@ -99,6 +100,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", choices=tuple(CASES), default=tuple(CASES))
     parser.add_argument("--bits", nargs="+", default=["w=3,a=4", "w=2,a=8"])
+    parser.add_argument("--methods", nargs="+", help="pipelines after quantize; '' rounds to nearest")
+    parser.add_argument("--integers", action="store_true")
     parser.add_argument("--samples", type=int, default=256, help="calibration images")
     parser.add_argument("--every", type=int, default=5, help="every how many of the 10,000 test images is measured")
     parser.add_argument("--steps", type=int, default=200)
