@@ -45,6 +45,20 @@ def test_a_front_comes_in_one_call(program: qc.Program) -> None:
     assert single.costs["average_weight_bits"] <= 4.0
 
 
+def test_groups_of_channels_are_part_of_an_allocation_and_of_its_file(program: qc.Program, tmp_path: Path) -> None:
+    options = {**OPTIONS, "allocate.channel_groups": 4}
+    (found,) = qc.pareto_front(program, samples(), "average_weight_bits", [4.5], options=options)
+    item, widths = next(iter(found.channels.items()))
+    assert len(widths) == 16 and found.bits[item] == max(widths) > min(widths)
+    assert (
+        found.shown(item)
+        == f"W{max(widths)} for {widths.count(max(widths))} channels, W{min(widths)} for {widths.count(min(widths))} channels"
+    )
+    found.save(tmp_path / "allocation.json")
+    (saved,) = (each for each in json.loads((tmp_path / "allocation.json").read_text())["items"] if each["name"] == item.name)
+    assert tuple(saved["channels"]) == widths and saved["bits"] == max(widths)
+
+
 def test_other_budgets_hold_at_every_point(program: qc.Program) -> None:
     free = qc.pareto_front(program, samples(), "size", points=3, options=OPTIONS)
     held = qc.pareto_front(program, samples(), "size", points=3, options={**OPTIONS, "allocate.average_weight_bits": 3})

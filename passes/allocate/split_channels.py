@@ -72,12 +72,14 @@ class SplitChannels(Pass):
         for order in dict.fromkeys(orders.of(layer) for layer in split):
             _sort(result, order, split, self.name)
         notes += [_note(layer, orders.of(layer)) for layer in split]
+        copies: dict[str, list[str]] = {}
         for layer in reversed(split):  # of two layers whose results are added the later one keeps the sum
-            _split(result, layer, self.name)
+            _split(result, layer, copies, self.name)
         for layer in layers:
             _write(layer, replace(_precision(layer), channels=()))
         edit.erase_dead(result)
-        return PassResult(result, True, tuple(notes))
+        islands = [name for island in program.islands for name in copies.get(island, [island])]
+        return PassResult(result.replace(islands=tuple(islands)), True, tuple(notes))
 
 
 def why_whole(layer: fx.Node) -> str | None:
@@ -166,8 +168,8 @@ def _runs(bits: Sequence[int]) -> list[Run]:
     return runs
 
 
-def _split(program: Program, layer: fx.Node, made_by: str) -> None:
-    """The layer and what is fused with it once for each run, then a concatenation."""
+def _split(program: Program, layer: fx.Node, copies: dict[str, list[str]], made_by: str) -> None:
+    """The layer and what is fused with it once for each run, then a concatenation. ``copies``: by name, of what is fused."""
     runs = _runs(_channel_bits(layer))
     if len(runs) == 1:
         return
@@ -176,7 +178,9 @@ def _split(program: Program, layer: fx.Node, made_by: str) -> None:
     axis = last.meta["val"].ndim + (-1 if layer.target is _aten.linear.default else -3)
     site = Site(program.graph_module, last, made_by)
     parts = [_part(site, chain, run, axis) for run in runs]
-    joined = site.call(_aten.cat.default, parts, axis)
+    for position, op in enumerate(chain):
+        copies[op.name] = [part[position].name for part in parts]
+    joined = site.call(_aten.cat.default, [part[-1] for part in parts], axis)
     _write(joined, Precision(activation=_precision(last).activation))
     last.replace_all_uses_with(joined)
 
@@ -213,29 +217,30 @@ def _is_node(value: object) -> bool:
     return isinstance(value, fx.Node)
 
 
-def _part(site: Site, chain: Sequence[fx.Node], run: Run, axis: int) -> fx.Node:
-    layer, *behind = chain
+def _part(site: Site, chain: Sequence[fx.Node], run: Run, axis: int) -> list[fx.Node]:
+    """The chain for the channels of one run."""
+    layer = chain[0]
     site = replace(site, node=layer)
     constants = [_rows(site, edit.argument(layer, name), run, 0) for name in ("weight", "bias")]
     value = edit.insert_call(
         layer.graph,
         layer.target,  # type: ignore[arg-type]  # an op overload
         [layer.args[0], *constants, *layer.args[3:]],
-        layer.kwargs,
+        {name: value for name, value in layer.kwargs.items() if name != "bias"},
         before=layer,
         name=f"{layer.name}_w{run.bits}",
         provenance_from=[layer],
         made_by=site.made_by,
     )
     _write(value, Precision(weight=run.bits, activation=_precision(layer).activation))
-    before = layer
-    for op in behind:
+    part = [value]
+    for before, op in itertools.pairwise(chain):
         site = replace(site, node=op)
-        args = [value if operand is before else _of_channels(site, operand, run, axis - op.meta["val"].ndim) for operand in op.args]
-        value, before = site.call(op.target, *args, **op.kwargs), op  # type: ignore[arg-type]  # an op overload
+        args = [part[-1] if operand is before else _of_channels(site, operand, run, axis - op.meta["val"].ndim) for operand in op.args]
+        part.append(site.call(op.target, *args, **op.kwargs))  # type: ignore[arg-type]  # an op overload
         if "precision" in op.meta:
-            _write(value, _precision(op))
-    return value
+            _write(part[-1], _precision(op))
+    return part
 
 
 def _rows(site: Site, constant: object, run: Run, dim: int) -> fx.Node | None:

@@ -223,6 +223,12 @@ def test_what_is_asked_of_values_is_asked_of_all_parts_and_their_concatenation()
     assert asks == [4, 4, 4]
 
 
+def test_an_island_of_float_stays_one_in_each_part() -> None:
+    before, _ = mlp(nn.GELU())
+    after = run(asked(before.replace(islands=("gelu",)), {"linear": (4, 8, 4, 4, 8, 4)})).program
+    assert after.islands == ("gelu_1", "gelu_2")
+
+
 def test_an_output_of_the_program_stays_whole_with_the_most_bits() -> None:
     before, inputs = mlp(nn.ReLU())
     result = run(asked(before, {"linear_1": (2, 8, 4)}))
