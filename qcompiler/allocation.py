@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,8 @@ class Allocation:
 def save_front(front: Sequence[Allocation], budget: str, path: str | Path) -> None:
     """Write what ``pareto_front`` gave for a budget as ``.json`` or as ``.csv``, all or nothing.
 
-    In CSV each allocation is a row: limit, cost, sensitivity, average bits, and the bits of each item, as ``conv2d:w``.
+    In CSV each allocation is a row: limit, cost, sensitivity, average bits, and the bits of each item, as ``conv2d:w``; of a weight
+    whose channels differ their mean.
 
     Raises:
         ArtifactError: the file cannot be written, or its name has another ending.
@@ -123,8 +125,12 @@ def _csv_text(front: Sequence[Allocation], budget: str) -> str:
     writer.writerow(("limit", budget, "sensitivity", "average_bits", *(f"{item.name}:{item.kind[0]}" for item in items)))
     for each in front:
         figures = (each.limits[budget], each.costs[budget], each.objective, each.average_weight_bits)
-        writer.writerow((*map(repr, figures), *(each.bits[item] for item in items)))
+        writer.writerow((*map(repr, figures), *(_mean_bits(each, item) for item in items)))
     return stream.getvalue()
+
+
+def _mean_bits(allocation: Allocation, item: Item) -> float:
+    return statistics.fmean(allocation.channels[item]) if item in allocation.channels else allocation.bits[item]
 
 
 def _write(path: Path, content: str | bytes) -> None:
