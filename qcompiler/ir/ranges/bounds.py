@@ -43,6 +43,11 @@ class Bounds:
         """One interval along each of ``dimensions``, which stay with size 1."""
         return Bounds(self.low.amin(dimensions, True), self.high.amax(dimensions, True)) if dimensions else self
 
+    def shared_along(self, dimension: int) -> bool:
+        """Whether all indices of ``dimension`` have one interval."""
+        ends = (self.low,) if self.low is self.high else (self.low, self.high)
+        return all(bool((end == end.narrow(dimension, 0, 1)).all()) for end in ends)
+
     def including(self, value: int) -> Bounds:
         return Bounds(self.low.clamp(max=value), self.high.clamp(min=value))
 
@@ -85,8 +90,8 @@ def of_constant(node: fx.Node) -> Bounds:
     tensor = constant_value(node)
     if tensor is None or tensor.is_floating_point() or tensor.numel() == 0:
         raise VerificationError(f"{describe(node)} is no integer constant: make it one with edit.add_constant")
-    wide = tensor.to(torch.int64)
-    return settled(node, Bounds(wide, wide))
+    found = settled(node, Bounds(tensor, tensor))  # in its own narrow type, which is quicker
+    return Bounds(found.low.to(torch.int64), found.high.to(torch.int64))
 
 
 def filled(node: fx.Node, interval: IntegerRange) -> Bounds:
@@ -108,13 +113,17 @@ def check_shape(node: fx.Node, bounds: Bounds) -> None:
 def settled(node: fx.Node, bounds: Bounds) -> Bounds:
     """The same intervals with size 1 wherever a dimension is the batch or all its indices share one; not more than a limit."""
     for dim, size in enumerate(node.meta["val"].shape):
-        shared = all(bool((end == end.narrow(dim, 0, 1)).all()) for end in (bounds.low, bounds.high))
-        if shared or isinstance(size, torch.SymInt):
+        if bounds.low.shape[dim] == bounds.high.shape[dim] == 1:
+            continue
+        if isinstance(size, torch.SymInt):
             bounds = bounds.united(dim)
-    for dim in reversed(range(bounds.low.ndim)):
-        if bounds.low.numel() > _MOST_INTERVALS:
-            bounds = bounds.united(dim)
-    return bounds
+        elif bounds.shared_along(dim):
+            bounds = Bounds(bounds.low.narrow(dim, 0, 1).clone(), bounds.high.narrow(dim, 0, 1).clone())
+    outer, count = bounds.low.ndim, bounds.low.numel()
+    while count > _MOST_INTERVALS:
+        outer -= 1
+        count //= bounds.low.shape[outer]
+    return bounds.united(*range(outer, bounds.low.ndim))
 
 
 def at_ends(node: fx.Node, operands: Mapping[str, Bounds]) -> Bounds:
