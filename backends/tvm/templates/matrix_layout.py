@@ -32,7 +32,7 @@ LONGEST_PANEL = 8  # vectors
 AMX_PANEL = 4  # vectors: one tile of inputs meets four of weights
 SHORT_ROW = 16  # rows of the map up to this width may share a register tile
 _BYTES_A_CYCLE = 8  # that memory gives one core
-_CACHED_WEIGHTS = 1 << 19  # bytes that stay in the second-level cache
+CACHED_WEIGHTS = 1 << 19  # bytes that stay in the second-level cache
 _AMX_WEIGHTS_A_CYCLE = 64  # multiplied with up to 16 rows
 # Inputs below 256 times weights in the upper bits of a byte: no sum of so many leaves int32.
 LONGEST_SCALED_SUM = (2**31 - 1) // (255 * 128)
@@ -176,7 +176,7 @@ def cycles(layout: MatrixLayout, kernel: ConvolutionKernel) -> float:
 
 def reading_cycles(layout: MatrixLayout, size: int) -> float:
     """To read so many bytes of weights; 0 where caches keep those of 8 bits from one run to the next."""
-    return size / _BYTES_A_CYCLE if layout.channels * layout.depth > _CACHED_WEIGHTS else 0
+    return size / _BYTES_A_CYCLE if layout.channels * layout.depth > CACHED_WEIGHTS else 0
 
 
 def arithmetic_cycles(layout: MatrixLayout, height: int, width: int) -> float:
