@@ -99,17 +99,17 @@ def _dequantized(node: fx.Node, found: Ranges) -> RealRange:
 
 
 def _layer(node: fx.Node, found: Ranges) -> RealRange | None:
-    """sum(w+) high + sum(w-) low for each output channel, with zeros from padding among what is multiplied."""
+    """sum(w+) high + sum(w-) low for each output channel, with zeros from padding among what is multiplied, and its bias."""
     source, weight = found.get(node.args[0]), _reals(node.args[1])  # type: ignore[arg-type]  # the op's tensor
-    if source is None or weight is None:
+    bias_node = edit.argument(node, "bias")
+    bias = torch.zeros(1) if bias_node is None else _reals(bias_node)
+    if source is None or weight is None or bias is None:
         return None
     source = source.with_zero()
     dims = [dim for dim in range(weight.ndim) if dim != WEIGHT_AXIS[node.target]]
     positive, negative = weight.clamp(min=0).sum(dims), weight.clamp(max=0).sum(dims)
     low, high = positive * source.low + negative * source.high, positive * source.high + negative * source.low
-    bias = _reals(edit.argument(node, "bias"))
-    if bias is not None and bias.numel() == low.numel():
-        low, high = low + bias.reshape(-1), high + bias.reshape(-1)
+    low, high = (end.repeat(max(bias.numel() // end.numel(), 1)) + bias for end in (low, high))  # channels of a transposed one repeat
     return RealRange(float(low.min()), float(high.max()))
 
 

@@ -31,6 +31,8 @@ class Network(torch.nn.Module):
         super().__init__()
         self.function = function
         self.register_buffer("w", torch.randint(-100, 100, (8, 8), dtype=torch.int8))
+        self.register_buffer("up", torch.randint(-100, 100, (8, 3, 2, 2), dtype=torch.int8))
+        self.register_buffer("bias", torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 90.0]))
 
     def weight(self) -> torch.Tensor:
         return ops.dequantize(self.w, *WEIGHT)
@@ -48,10 +50,17 @@ def block(m: Network, x: torch.Tensor) -> torch.Tensor:
     return F.linear(rounded(F.gelu(F.linear(rounded(F.layer_norm(x, [8])), m.weight()))), m.weight()) + x
 
 
+def transposed(m: Network, x: torch.Tensor) -> torch.Tensor:
+    """Of two groups, each with its part of the bias; one channel reaches far beyond what weights alone give."""
+    y = F.conv_transpose2d(rounded(x).reshape(-1, 8, 2, 2), ops.dequantize(m.up, *WEIGHT), m.bias, groups=2)
+    return F.gelu(y)
+
+
 CASES: dict[str, Callable] = {
     "block": block,
     "sum behind a sum": lambda m, x: F.linear(rounded(x), m.weight()) + rounded(x) + 2 * rounded(x),
     "output": lambda m, x: F.relu(rounded(x) + F.linear(rounded(x), m.weight())),
+    "transposed": transposed,
     "joined": lambda m, x: F.linear(rounded(torch.cat([F.linear(rounded(x), m.weight()), rounded(x)], 1)), m.weight()),
 }
 
