@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from qcompiler import arithmetic
 from qcompiler.ir.types import INT16, INT32, QuantizedType, probability_type
 from qcompiler.passes.lower.lowering import Coded, IntegerValue, Lowering, LoweringFunction, Unrounded, Value, unsupported
 
@@ -62,9 +63,7 @@ def _fine(lowering: Lowering, node: fx.Node, boundaries: Sequence[float], levels
         if found.scale.numel() == 1:
             return found
         value = lowering.round_accumulator(found)
-    largest = max(abs(number) for number in (*boundaries, *levels))
-    scale = float(torch.tensor(largest / INT16.high, dtype=torch.float32))
-    quantized = probability_type(_PROBABILITY_BITS) if source.target is _aten.softmax.int else QuantizedType(INT16, (scale,))
+    quantized = probability_type(_PROBABILITY_BITS) if source.target is _aten.softmax.int else _finest_type((*boundaries, *levels))
     return lowering.rounded(value.round(quantized), quantized)
 
 
@@ -81,5 +80,9 @@ def _level_type(node: fx.Node, levels: Sequence[float]) -> QuantizedType:
         noted = user.meta.get("quantized")
         if isinstance(noted, QuantizedType) and noted.integer == INT16:
             return noted
-    scale = max(abs(level) for level in levels) / INT16.high
-    return QuantizedType(INT16, (float(torch.tensor(scale, dtype=torch.float32)),))
+    return _finest_type(levels)
+
+
+def _finest_type(numbers: Sequence[float]) -> QuantizedType:
+    """Of 16 bits that reach all of them."""
+    return QuantizedType(INT16, *arithmetic.scale_and_zero_point(min(numbers), max(numbers), INT16, symmetric=True))

@@ -33,14 +33,10 @@ def island(lowering: Lowering, node: fx.Node) -> Real:
 
 def quantize(lowering: Lowering, value: Real, quantized: QuantizedType) -> IntegerValue:
     """Back to integers."""
-    new = lowering.insert(_qc.quantize.default, (value.node, *_parameters(quantized)), {}, name=f"{value.node.name}_quantized")
+    new = lowering.insert(_qc.quantize.default, (value.node, *quantized.arguments), {}, name=f"{value.node.name}_quantized")
     lowering.bounds_of(new)
     return lowering.rounded(new, quantized)
 
 
 def _dequantize(lowering: Lowering, value: IntegerValue) -> fx.Node:
-    return lowering.insert(_qc.dequantize.default, (value.node, *_parameters(value.quantized)), {}, name=f"{value.node.name}_float")
-
-
-def _parameters(quantized: QuantizedType) -> tuple[list[float], list[int], int, int, bool]:
-    return [quantized.scale[0]], [quantized.zero_point[0]], -1, quantized.integer.bits, quantized.integer.signed
+    return lowering.insert(_qc.dequantize.default, (value.node, *value.quantized.arguments), {}, name=f"{value.node.name}_float")

@@ -125,10 +125,8 @@ def _type_of(node: fx.Node, interval: RealRange, users: Sequence[fx.Node]) -> Qu
     if edit.is_call(node, _aten.softmax.int):
         return probability_type(UINT8.bits)
     bits = min(_most_bits(user) for user in users)
-    if bits <= UINT8.bits:
-        return activation_type(Observation((interval.low,), (interval.high,)), UINT8, symmetric=False)
-    integer = IntegerType(bits, signed=True)
-    return QuantizedType(integer, (float(torch.tensor(interval.magnitude / integer.high, dtype=torch.float32)),))
+    narrow = bits <= UINT8.bits
+    return activation_type(Observation((interval.low,), (interval.high,)), UINT8 if narrow else IntegerType(bits, signed=True), not narrow)
 
 
 def _most_bits(user: fx.Node) -> int:
