@@ -69,7 +69,8 @@ class _PlanesKernel:
         tile = choose_tile(self._matrix, *output_map(self._kernel))
         at_once = max(1, _TASK_WORDS // (self._layout.words.channels * tile.columns)) * tile.columns
         tasks = e.pieces(-(-self._pixels.elements // at_once), at_once, self._kernel.rows, self._buffers.get("extents"))
-        with e.parallel(tasks) as task:
+        # One task is a launch too: where LLVM 22 sees a word's bits made and spread to a vector in one function, it mixes words up.
+        with T.parallel(0, tasks) as task:
             first = T.Bind(task * at_once)
             with T.serial(0, T.min(at_once, self._pixels.elements - first)) as index:
                 self._cut_pixel(T.Bind(first + index))
