@@ -11,8 +11,7 @@ that they have.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -23,7 +22,6 @@ from qcompiler.ir.program import Program, ValueSpec
 from qcompiler.ir.quantized_constants import quantized_type
 from qcompiler.ir.types import IntegerRange, QuantizedType, Stage
 from qcompiler.passes.quantize import whole_numbers
-from qcompiler.passes.quantize.rules import ROLES, Role
 from qcompiler.pipeline.contract import Exact, Pass, PassContext, PassResult
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
@@ -51,35 +49,15 @@ class DeclareRanges(Pass):
 def _declared(node: fx.Node, spec: ValueSpec) -> ValueSpec:
     if node.meta["val"].is_floating_point() or node.meta["val"].dtype is torch.bool:
         return spec
-    found = [IntegerRange(0, rows - 1) for rows in whole_numbers.rows_of_tables(node)]
-    found += [] if spec.range is None else [spec.range]
-    held = [_held(quantized) for quantized in _quantizers(node)]
-    if held:
-        found.append(IntegerRange(max(each.low for each in held), min(each.high for each in held)))
-    if not found:
-        return spec
-    return replace(spec, range=IntegerRange(max(each.low for each in found), min(each.high for each in found)))
+    return whole_numbers.narrowed(spec, [*whole_numbers.rows_of_tables(node), *(_held(quantized) for quantized in _quantizers(node))])
 
 
 def _quantizers(node: fx.Node) -> list[QuantizedType]:
     """The types that the integers of an input take as reals."""
-    casts = [user for moved in whole_numbers.moved(node) for user in moved.users if _makes_reals(user)]
-    readers = [user for cast in casts for user in _readers(cast)]
+    casts = [user for _, user in whole_numbers.readers(node) if edit.is_call(user, _aten.to.dtype) and user.meta["val"].is_floating_point()]
+    readers = [user for cast in casts for _, user in whole_numbers.readers(cast)]
     types = [quantized_type(user) for user in readers if edit.is_call(user, _qc.quantize.default)]
     return [each for each in types if not each.per_channel]
-
-
-def _makes_reals(node: fx.Node) -> bool:
-    return edit.is_call(node, _aten.to.dtype) and node.meta["val"].is_floating_point()
-
-
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    """Who reads the value, or what only moves its elements."""
-    for user in node.users:
-        if ROLES.get(user.target) is Role.MOVE:
-            yield from _readers(user)
-        else:
-            yield user
 
 
 def _held(quantized: QuantizedType) -> IntegerRange:

@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -42,15 +43,15 @@ def input_ranges(program: Program, statistics: Mapping[str, Observation]) -> tup
     """
     specs = {spec.name: spec for spec in program.inputs}
     for node, spec in _integer_inputs(program):
-        found = [IntegerRange(0, rows - 1) for rows in rows_of_tables(node)]
-        if _is_cast(node):
-            found.append(_observed(node, statistics))
-        if spec.range is not None:
-            found.append(spec.range)
-        if found:
-            low, high = max(item.low for item in found), min(item.high for item in found)
-            specs[spec.name] = replace(spec, range=IntegerRange(low, high))
+        observed = [_observed(node, statistics)] if _is_cast(node) else []
+        specs[spec.name] = narrowed(spec, [*rows_of_tables(node), *observed])
     return tuple(specs.values())
+
+
+def narrowed(spec: ValueSpec, ranges: Iterable[IntegerRange]) -> ValueSpec:
+    """The specification with what its own range and the given ones have in common; without any it stays."""
+    found = [*ranges, *([] if spec.range is None else [spec.range])]
+    return replace(spec, range=functools.reduce(IntegerRange.intersection, found)) if found else spec
 
 
 def types(program: Program) -> dict[fx.Node, QuantizedType]:
@@ -102,25 +103,24 @@ def _integer_inputs(program: Program) -> Iterator[tuple[fx.Node, ValueSpec]]:
             yield node, spec
 
 
-def moved(node: fx.Node) -> Iterator[fx.Node]:
-    """The node and what only moves its elements."""
-    yield node
+def readers(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Who reads the value, or what only moves its elements, each after what it reads."""
     for user in node.users:
+        yield node, user
         if ROLES.get(user.target) is Role.MOVE and user.args[0] is node:
-            yield from moved(user)
+            yield from readers(user)
 
 
 def _is_cast(node: fx.Node) -> bool:
-    return any(is_whole(user) for each in moved(node) for user in each.users if user.target is _aten.to.dtype)
+    return any(is_whole(user) for _, user in readers(node) if user.target is _aten.to.dtype)
 
 
-def rows_of_tables(node: fx.Node) -> list[int]:
-    """How many rows each table has that integers choose rows of."""
-    users = [(each, user) for each in moved(node) for user in each.users]
+def rows_of_tables(node: fx.Node) -> list[IntegerRange]:
+    """The ids of each table that integers choose rows of."""
     return [
-        int(user.args[0].meta["val"].shape[0])  # type: ignore[union-attr]  # the table
-        for each, user in users
-        if edit.is_call(user, _aten.embedding.default) and user.args[1] is each
+        IntegerRange(0, int(user.args[0].meta["val"].shape[0]) - 1)  # type: ignore[union-attr]  # the table
+        for value, user in readers(node)
+        if edit.is_call(user, _aten.embedding.default) and user.args[1] is value
     ]
 
 

@@ -66,6 +66,9 @@ class IntegerRange:
     def union(self, other: IntegerRange) -> IntegerRange:
         return IntegerRange(min(self.low, other.low), max(self.high, other.high))
 
+    def intersection(self, other: IntegerRange) -> IntegerRange:
+        return IntegerRange(max(self.low, other.low), min(self.high, other.high))
+
     def __str__(self) -> str:
         return f"[{self.low}, {self.high}]"
 

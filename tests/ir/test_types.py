@@ -36,6 +36,7 @@ def test_types_that_do_not_exist_are_rejected(bits: int, signed: bool) -> None:
 
 def test_ranges() -> None:
     assert IntegerRange(-3, 5).union(IntegerRange(0, 9)) == IntegerRange(-3, 9)
+    assert IntegerRange(-3, 5).intersection(IntegerRange(0, 9)) == IntegerRange(0, 5)
     assert IntegerRange(0, 255).within(UINT8) and not IntegerRange(-1, 255).within(UINT8)
     assert str(IntegerRange(-3, 9)) == "[-3, 9]"
 
