@@ -71,10 +71,11 @@ class Histogram:
         return np.ldexp(numbers, int(self.exponent[channel]))
 
     def _grow(self, low: torch.Tensor, high: torch.Tensor) -> None:
-        """Cover [low, high] with the narrowest bins that can, and move the counts over."""
+        """Cover [low, high] with the narrowest bins that can, and move the counts over, if there are any yet."""
         exponent = self._narrowest(low, high)
         first = _bin_number(low, exponent)
-        if not (torch.equal(exponent, self.exponent) and torch.equal(first, self.first)):
+        counted = bool(self.low.isfinite().any())
+        if counted and not (torch.equal(exponent, self.exponent) and torch.equal(first, self.first)):
             moved = self._numbers_among(exponent, first)
             self.counts = torch.zeros_like(self.counts).scatter_add_(1, moved, self.counts)
         self.low, self.high, self.exponent, self.first = low, high, exponent, first
