@@ -51,12 +51,12 @@ def _transform(planner: Planner, fusion: HadamardFusion) -> None:
 def _layer_and_transform(planner: Planner, fusion: HadamardFusion, layer: Fusion) -> bool:
     """Whether one kernel does both; if so it is called."""
     of_layer = linear_kernel(planner, layer)
-    rows, between = of_layer.rows or of_layer.output.width, of_layer.output
-    block_rows = linear_hadamard_layout.block_rows(between, planner.fewest(rows), planner.target.name)
+    rows = of_layer.rows or of_layer.output.width
+    block_rows = linear_hadamard_layout.block_rows(of_layer, planner.fewest(rows), planner.target.name)
     if block_rows is None or of_layer.weight_bits < _BYTE or of_layer.bit_planes is not None:
         return False
     result = planner.rows_of(fusion.last)
-    operands = [Operand(each.dtype, (each.channels, 1)) for each in (between, result)]
+    operands = [Operand(each.dtype, (each.channels, 1)) for each in (of_layer.output, result)]
     kernel = LinearHadamardKernel(of_layer, _kernel(planner, fusion, (rows,), *operands), block_rows)
     inputs = [buffer_pointer(view) for view in linear_inputs(planner, layer)]
     parameters = layer_parameters(planner, layer, kernel.part)

@@ -47,6 +47,7 @@ def emit(kernel: LinearHadamardKernel, target: KernelTarget) -> tirx.PrimFunc:
             end = T.Bind(T.min(wanted + kernel.block_rows, rows))
             between = e.scratch(layer.output.elements, layer.output.dtype.removeprefix("u"))
             _tiles(layer, target, {**_rows_from(layer, named, first), "output": between}).emit_first(T.Bind(end - first))
+            e.keep_loads_here()
             block = hadamard.Block(e.resolved(kernel.transform, named), target.vector_bytes, _of_transform(named, between))
             with T.serial(0, end - wanted) as row, T.serial(0, length // kernel.transform.block) as part:
                 column = T.Bind(part * kernel.transform.block)

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from qcompiler.backends.tvm import planner, target
-from qcompiler.backends.tvm.kernels import Activation, HadamardKernel, Kernel, LinearHadamardKernel
+from qcompiler.backends.tvm.kernels import Activation, ConvolutionKernel, HadamardKernel, Kernel, LinearHadamardKernel
 from qcompiler.backends.tvm.templates import linear_hadamard_layout
 from qcompiler.errors import TargetError
 from qcompiler.ir.types import DynamicSize
@@ -158,12 +158,22 @@ def test_layers_that_stay_alone(rows: Any, why: str, integer_program: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("rows", "channels", "dtype", "expected"),
-    [(197, 3072, "int8", 25), (128, 1536, "int8", 16), (1024, 3072, "int8", 64), (1024, 3072, "int16", 32), (20, 3072, "int8", None)],
+    ("rows", "inputs", "channels", "dtype", "expected"),
+    [
+        (197, 192, 768, "int8", 25),
+        (197, 768, 3072, "int8", None),  # three rows of 197 would be computed twice, with weights that the cache does not hold
+        (128, 384, 1536, "int8", 16),
+        (1024, 768, 3072, "int8", 32),
+        (1024, 768, 3072, "int16", 16),
+        (20, 192, 768, "int8", None),
+    ],
 )
-def test_rows_of_a_block(rows: int, channels: int, dtype: Any, expected: int | None) -> None:
+def test_rows_of_a_block(rows: int, inputs: int, channels: int, dtype: Any, expected: int | None) -> None:
     """Blocks of equal length, eight or sixteen or so, that the stack holds."""
-    assert linear_hadamard_layout.block_rows(Activation(1, rows, channels, dtype), rows, "x86-64-vnni") == expected
+    maps = Activation(1, rows, inputs, "int8"), Activation(1, rows, channels, dtype)
+    layer = ConvolutionKernel(*maps, (1, 1), (1, 1), (0, 0), (1, 1), 1, None)
+    assert linear_hadamard_layout.block_rows(layer, rows, "x86-64-vnni") == expected
+    assert linear_hadamard_layout.block_rows(layer, rows, "x86-64-amx") is None
 
 
 def test_the_rounding_is_part_of_the_kernel(integer_program: Any) -> None:
