@@ -13,14 +13,14 @@ P = 128. A task is one block of one row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from qcompiler.arithmetic.hadamard import small_matrix, small_order
-from qcompiler.backends.tvm.kernels import HadamardKernel
+from qcompiler.backends.tvm.kernels import ITEM_SIZE, HadamardKernel
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates import rescaling
 from qcompiler.backends.tvm.templates import vectors as v
@@ -120,18 +120,35 @@ class Block:
 
     def _finish(self, sums: Buffer, end: Expr) -> None:
         """Step 3."""
-        rounding, lanes = self._kernel.rounding, self._out_lanes
-        parameters = rescaling.shared_parameters(self._buffers, lanes) if rounding is not None else ()
+        together = 2 if self._rounds_words else 1
+        lanes = self._out_lanes
+        round_ = self._rounding(together)
         matrix = small_matrix(self._small).tolist()
-        with T.serial(0, self._run // lanes) as number:
-            at = T.Bind(number * lanes)
-            column = [self._wide(e.load(sums, at + a * self._run, lanes)) for a in range(self._small)]
-            for c in range(self._small):
-                value = _signed_sum(column, [row[c] for row in matrix])
-                if rounding is not None:
-                    value = rescaling.requantized(value, rounding, parameters)
-                stored = value if self._kernel.output.dtype == "int32" else e.cast(value, self._kernel.output.dtype)
-                e.store(self._buffers["output"], end + at + c * self._run, stored)
+        with T.serial(0, self._run // (together * lanes)) as number:
+            at = T.Bind(number * (together * lanes))
+            columns = [
+                [self._wide(e.load(sums, at + a * self._run + i * lanes, lanes)) for a in range(self._small)] for i in range(together)
+            ]
+            totals = [[_signed_sum(column, [row[c] for row in matrix]) for c in range(self._small)] for column in columns]
+            for c, values in enumerate(zip(*totals, strict=True)):
+                e.store(self._buffers["output"], end + at + c * self._run, round_(values))
+
+    @property
+    def _rounds_words(self) -> bool:
+        """Whether the rounding is done in words, of two vectors at a time."""
+        rounding, is_byte = self._kernel.rounding, ITEM_SIZE[self._kernel.output.dtype] == 1
+        return rounding is not None and rounding.form == "narrow" and is_byte and self._run >= 2 * self._out_lanes
+
+    def _rounding(self, together: int) -> Callable[[Sequence[Expr]], Expr]:
+        """From sums of so many vectors to what is stored."""
+        rounding, dtype = self._kernel.rounding, self._kernel.output.dtype
+        if rounding is None:
+            return lambda values: values[0]
+        if together == 2:
+            words = rescaling.word_parameters(self._buffers, self._out_lanes)
+            return lambda values: e.cast(rescaling.narrow_bytes(values[0], values[1], rounding, words), dtype)
+        parameters = rescaling.shared_parameters(self._buffers, self._out_lanes)
+        return lambda values: e.cast(rescaling.requantized(values[0], rounding, parameters), dtype)
 
     def _wide(self, vector: Expr) -> Expr:
         return vector if self._kind == "int32" else e.cast(vector, "int32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from tvm.tirx.script import builder as T
 
 from qcompiler.backends.tvm.kernels import Requantize
@@ -30,6 +31,30 @@ def requantized(value: Expr, operation: Requantize, parameters: tuple[Expr, ...]
         word = v.clamp(_rounding_shift(value, pre_shift), *_WORD)
         scaled = T.Bind(T.shift_right(T.Bind(word * multiplier + v.like(word, 1 << 14)), v.like(word, 15)))
     return saturated(_rounding_shift(scaled, shift), operation.zero_point, operation.low, operation.high)
+
+
+def word_parameters(buffers: dict[str, Buffer], lanes: int) -> tuple[Expr, ...]:
+    """The same for ``narrow_bytes``: pre-shift of ``lanes`` numbers, multiplier and ``2^(15 - shift)`` of twice as many words.
+
+    A shift of 0 gets ``2^15 - 1``, which is off by one beyond 2^14, where 8 bits end long before; a shift past 15 leaves nothing, factor 0.
+    """
+    pre_shift, multiplier, shift = (T.Bind(buffers[name][0]) for name in PARAMETERS)
+    power = T.Bind(T.shift_left(T.int32(1), T.max(15 - shift, 0)))
+    factor = T.Bind(T.Select(shift > 15, T.int32(0), T.min(power, _WORD[1])))
+    return v.splat(pre_shift, lanes), *(v.splat(T.Bind(T.Cast("int16", each)), 2 * lanes) for each in (multiplier, factor))
+
+
+def narrow_bytes(low: Expr, high: Expr, operation: Requantize, parameters: tuple[Expr, ...]) -> Expr:
+    """Form ``narrow`` of two vectors, in words, as numbers of 8 bits: vpmulhrsw by ``2^(15 - s)`` is its rounding shift by s."""
+    pre_shift, multiplier, factor = parameters
+    shifted = [_rounding_shift(centred(value, operation.input_zero_point), pre_shift) for value in (low, high)]
+    # vpackssdw takes four of one vector and four of the other, by turns.
+    natural = np.arange(2 * e.lanes(low)).reshape(-1, 2, 4).transpose(1, 0, 2).reshape(-1)
+    word = e.multiply_high_round(e.pick(e.pack_words(*shifted), natural), multiplier)
+    scaled = e.multiply_high_round(word, factor)
+    if not e.is_zero(operation.zero_point):
+        scaled = e.add_saturating(scaled, v.like(scaled, operation.zero_point))
+    return v.clamp(scaled, operation.low, operation.high)
 
 
 def saturated(value: Expr, zero_point: Expr, low: Expr, high: Expr) -> Expr:
