@@ -254,12 +254,12 @@ class Lowering:
 
     def _chosen(self, factor: torch.Tensor, magnitude: torch.Tensor, reach: int) -> arithmetic.Dyadic:
         """Of the form of the option; where that is ``high``, and integers that the output cuts off are too large for it, ``exact64``."""
-        try:
-            return arithmetic.choose(factor, magnitude, self.requantize_form, self.narrow_tolerance, reach)
-        except VerificationError as error:
-            if self.requantize_form != "high":
-                raise VerificationError(f"{describe(self.node)}: {error}") from error
-        return arithmetic.choose_exact64(factor)
+        for form in (self.requantize_form, *(["exact64"] if self.requantize_form == "high" else [])):
+            try:
+                return arithmetic.choose(factor, magnitude, form, self.narrow_tolerance, reach)
+            except VerificationError as error:
+                refused = error
+        raise VerificationError(f"{describe(self.node)}: {refused}") from refused
 
     def round_accumulator(self, value: IntegerValue) -> Unrounded:
         return Unrounded(lambda quantized, low, high: self.requantize(value, quantized, low, high))

@@ -269,9 +269,10 @@ def _require(chosen: Dyadic, served: Tensor, real: Tensor, magnitude: Tensor) ->
     if bool(served.all()):
         return chosen
     where = int((~served).reshape(-1).nonzero()[0])
+    advice = "raise the scale of the result" if chosen.form == "exact64" else "use the form 'auto'"
     raise VerificationError(
         f"the form '{chosen.form}' cannot multiply integers up to {int(magnitude.reshape(-1)[where])} by "
-        f"{float(real.reshape(-1)[where]):.6g} (entry {where}): use the form 'auto'"
+        f"{float(real.reshape(-1)[where]):.6g} (entry {where}): {advice}"
     )
 
 

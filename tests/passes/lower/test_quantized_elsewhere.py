@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcompiler as qc
-from qcompiler.errors import CalibrationError, UnsupportedOpError
+from qcompiler.errors import CalibrationError, UnsupportedOpError, VerificationError
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
 from qcompiler.ir.verifier import prove_integer_only
@@ -139,6 +139,18 @@ def test_scales_are_needed_or_data() -> None:
     program = qc.capture(nn.Linear(3, 2), (torch.zeros(1, 3),))
     with pytest.raises(CalibrationError, match="give calibration_data"):
         qc.quantize(program)
+
+
+@pytest.mark.parametrize("form", ["auto", "high", "exact64"])
+def test_a_scale_that_no_form_reaches_is_declined_with_its_place(form: str) -> None:
+    class Fine(Layer):
+        def forward(self, x: Tensor) -> Tensor:
+            fine = ([1e-20], [0], -1, 8, True)
+            return ops.dequantize(ops.quantize(super().forward(x), *fine), *fine)
+
+    program = qc.capture(Fine(), (torch.zeros(1, 6),))
+    with pytest.raises(VerificationError, match=r"'quantize_2' .* at .*: the form 'exact64' cannot .*: raise the scale of the result"):
+        qc.quantize(program, options={"lower-integer.requantize": form})
 
 
 def test_the_form_of_requantizations_may_be_chosen() -> None:
