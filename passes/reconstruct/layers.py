@@ -149,8 +149,7 @@ def _factors(weight: fx.Node, codes: Tensor) -> Tensor | None:
         return None
     factors = edit.constant_value(argument(operand, "factors"))
     assert factors is not None  # quantize makes them constants
-    expanded = arithmetic.expand_factors(factors, argument(operand, "length"), codes.shape[1])
-    return expanded.float().reshape(*expanded.shape, *[1] * (codes.dim() - 2))
+    return arithmetic.expand_factors(factors, argument(operand, "length"), codes).float()
 
 
 def dequantized(layer: QuantizedLayer, change: LayerChange) -> Iterator[tuple[fx.Node, Tensor]]:

@@ -22,13 +22,13 @@ def scale_groups(codes: Tensor, factors: Tensor, length: int) -> Tensor:
 
     Products that do not fit int8 wrap; range analysis proves that there are none.
     """
-    repeated = expand_factors(factors, length, codes.shape[1])
-    return (codes.to(torch.int32) * repeated.reshape(*repeated.shape, *[1] * (codes.dim() - 2))).to(torch.int8)
+    return (codes.to(torch.int32) * expand_factors(factors, length, codes)).to(torch.int8)
 
 
-def expand_factors(factors: Tensor, length: int, inputs: int) -> Tensor:
-    """The factor of each input: [N, ceil(K / length)] to [N, K]."""
-    return factors.repeat_interleave(length, 1)[:, :inputs]
+def expand_factors(factors: Tensor, length: int, codes: Tensor) -> Tensor:
+    """The factor of each input: [N, ceil(K / length)] to [N, K, 1...], which broadcasts against the codes."""
+    expanded = factors.repeat_interleave(length, 1)[:, : codes.shape[1]]
+    return expanded.reshape(*expanded.shape, *[1] * (codes.dim() - 2))
 
 
 def largest_factor(bits: int) -> int:

@@ -68,7 +68,7 @@ def softmax_parameters(form: str, scale: float) -> tuple[Tensor | None, list[int
     Raises UnknownNameError for a form that does not exist, VerificationError where a paper's form cannot serve the scale.
     """
     if form in TABLE_FORMS:
-        return exponential_table(scale, WIDE_EXPONENT_BITS if form == "wide-table" else EXPONENT_BITS), []
+        return exponential_table(scale, _exponent_bits(form)), []
     if form in ("shift", "poly"):
         return None, [*base2_constants(scale * math.log2(math.e), LOGISTIC_REACH, LARGEST_DIFFERENCE)]
     if form == "shiftmax":
@@ -96,7 +96,7 @@ def check_softmax(form: str, table: Tensor | None, constants: Sequence[int], bit
     if len(constants) != _COUNTS[form]:
         raise VerificationError(f"softmax of form '{form}' takes {_COUNTS[form]} constants, not {len(constants)}")
     if table is not None:
-        _check_table(table, WIDE_EXPONENT_BITS if form == "wide-table" else EXPONENT_BITS)
+        _check_table(table, _exponent_bits(form))
     elif form == "shiftmax":
         i_vit.check_step(*constants)
         return (1 << (bits - 1)) - 1
@@ -108,6 +108,10 @@ def check_softmax(form: str, table: Tensor | None, constants: Sequence[int], bit
 
 
 _COUNTS = {"table": 0, "wide-table": 0, "poly": 3, "shift": 3, "shiftmax": 2, "i-softmax": 5}
+
+
+def _exponent_bits(form: str) -> int:
+    return WIDE_EXPONENT_BITS if form == "wide-table" else EXPONENT_BITS
 
 
 def _check_table(table: Tensor, bits: int) -> None:

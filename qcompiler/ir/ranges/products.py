@@ -79,8 +79,7 @@ def _accumulator(node: fx.Node, x: Bounds, groups: int, shape: tuple[int, ...]) 
 def scale_groups(node: fx.Node, known: Known) -> Bounds:
     """The products themselves, of each output channel: codes and factors are constants."""
     codes, factors, length = constant_of(node, "codes"), constant_of(node, "factors"), argument(node, "length")
-    inputs = expand_factors(factors, length, codes.shape[1])
-    products = codes * inputs.reshape(*inputs.shape, *[1] * (codes.dim() - 2))
+    products = codes * expand_factors(factors, length, codes)
     return Bounds(products, products).united(*range(1, products.dim()))
 
 
