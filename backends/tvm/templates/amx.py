@@ -169,5 +169,5 @@ class AmxKernel:
             for index in range(chunk.vectors):
                 lane = chunk.first + index * _LANES
                 bias = e.load(self._buffers["bias"], offset + lane, _LANES)
-                vectors.append(T.Bind(e.load(sums, r * row_size + lane, _LANES) + bias))
+                vectors.append(e.add_modulo(e.load(sums, r * row_size + lane, _LANES), bias))
             self._epilogue.store(vectors, chunk, Place(y, x, channel + chunk.first, offset + chunk.offset))

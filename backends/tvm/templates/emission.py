@@ -276,8 +276,28 @@ def multiply_add_bytes(unsigned: Expr, signed: Expr) -> Expr:
 
 
 def dot_words(total: Expr, x: Expr, y: Expr) -> Expr:
-    """vpmaddwd and vpaddd: adds to each int32 lane two products of int16."""
-    return T.Bind(total + multiply_words(x, y))
+    """vpmaddwd and vpaddd: adds to each int32 lane two products of int16, modulo 2^32."""
+    return add_modulo(total, multiply_words(x, y))
+
+
+def add_modulo(x: Expr, y: Expr) -> Expr:
+    """Their sum modulo 2^32. TVM tells LLVM of ``x + y`` that it stays in int32, but only the last of many sums has to."""
+    return _modulo("add", x, y)
+
+
+def subtract_modulo(x: Expr, y: Expr) -> Expr:
+    """Their difference modulo 2^32."""
+    return _modulo("sub", x, y)
+
+
+def multiply_modulo(x: Expr, y: Expr) -> Expr:
+    """Their product modulo 2^32."""
+    return _modulo("mul", x, y)
+
+
+def _modulo(function: str, x: Expr, y: Expr) -> Expr:
+    everywhere = T.Broadcast(T.bool(True), lanes(x))
+    return _intrinsic(f"llvm.vp.{function}", f"int32x{lanes(x)}", x, y, everywhere, T.int32(lanes(x)))
 
 
 def multiply_words(x: Expr, y: Expr) -> Expr:

@@ -86,7 +86,7 @@ class MatrixKernel:
             return
         bias = self._bias(offset, vectors)
         for index in range(pixels * vectors):
-            sums[index] = T.Bind(self._unscaled(sums[index]) + bias[index % vectors])
+            sums[index] = e.add_modulo(self._unscaled(sums[index]), bias[index % vectors])
 
     def _zeros(self, count: int) -> e.Sums:
         return e.Sums([e.constant(0, "int32", self._layout.instructions.lanes)] * count)
@@ -136,7 +136,8 @@ class MatrixKernel:
             at = T.Bind(first_factor + group * (vectors * lanes))
             factors = [e.cast(e.load(self._buffers["factors"], at + index * lanes, lanes), "int32") for index in range(vectors)]
             for index in range(pixels * vectors):
-                sums[index] = T.Bind(sums[index] + self._unscaled(partial[index]) * factors[index % vectors])
+                product = e.multiply_modulo(self._unscaled(partial[index]), factors[index % vectors])
+                sums[index] = e.add_modulo(sums[index], product)
 
     def _round(self, sums: e.Sums, inputs: list[Expr], weights: Expr, vectors: int) -> None:
         """One step, or those whose weights share their memory."""

@@ -152,10 +152,10 @@ class _PlanesKernel:
             pixel, vector = divmod(index, tile.vectors)
             start = bias[vector]
             if windows is not None:
-                start = T.Bind(start + T.Broadcast(windows[pixel] * self._bits.weight_low, self._lanes))
+                start = e.add_modulo(start, T.Bind(T.Broadcast(windows[pixel] * self._bits.weight_low, self._lanes)))
             step = self._bits.weight_step
             scaled = sums[index] if step == 1 else T.Bind(sums[index] * e.constant(step, "int32", self._lanes))
-            sums[index] = T.Bind(scaled + start)
+            sums[index] = e.add_modulo(scaled, start)
 
     def _window_sums(self, tile: OutputTile, pixel_sums: Buffer) -> Buffer:
         """``sum u`` over the window of each pixel of a tile."""

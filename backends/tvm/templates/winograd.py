@@ -133,7 +133,7 @@ class _WinogradKernel:
         for pixel, values in enumerate(zip(*parts, strict=True)):
             total = values[0]
             for value in values[1:]:
-                total = T.Bind(total + value)
+                total = e.add_modulo(total, value)
             e.store(pixels, pixel * self._layout.chunk.channels + lane, total)
 
     def _transform_part(self, sums: Buffer, part: int, tile: Expr, lane: Expr) -> list[Expr]:
@@ -144,7 +144,7 @@ class _WinogradKernel:
 
         by_columns = [_transform_output([load(y * _INPUT + x) for y in range(_INPUT)]) for x in range(_INPUT)]
         scaled = [value for vectors in zip(*by_columns, strict=True) for value in _transform_output(vectors)]
-        times_64 = [T.Bind(value * e.constant(_INVERSE_OF_9, "int32", _LANES)) for value in scaled]
+        times_64 = [e.multiply_modulo(value, e.constant(_INVERSE_OF_9, "int32", _LANES)) for value in scaled]
         return [T.Bind(T.shift_right(value, e.constant(_TWO_POWER, "int32", _LANES))) for value in times_64]
 
     def _store(self, pixels: Buffer, row: Expr, column: Expr, channel: Expr) -> None:
@@ -154,7 +154,7 @@ class _WinogradKernel:
         with T.serial(0, rows) as y, T.serial(0, columns) as x:
             start = T.Bind((y * WINOGRAD_TILE + x) * chunk.channels)
             offsets = [index * _LANES for index in range(chunk.vectors)]
-            sums = [T.Bind(e.load(pixels, start + at, _LANES) + e.load(self._buffers["bias"], channel + at, _LANES)) for at in offsets]
+            sums = [e.add_modulo(e.load(pixels, start + at, _LANES), e.load(self._buffers["bias"], channel + at, _LANES)) for at in offsets]
             self._epilogue.store(sums, chunk, Place(row + y, column + x, channel, channel))
 
 
@@ -172,10 +172,10 @@ def _transform_input(d: Sequence[Expr]) -> list[Expr]:
 
 
 def _transform_output(m: Sequence[Expr]) -> list[Expr]:
-    """``A^T m``: rows (1 1 1 1 1 0), (0 1 -1 2 -2 0), (0 1 1 4 4 0), (0 1 -1 8 -8 2)."""
-    a, b, c, d = T.Bind(m[1] + m[2]), T.Bind(m[1] - m[2]), T.Bind(m[3] + m[4]), T.Bind(m[3] - m[4])
-    last = T.Bind(T.Bind(b + _times(d, 3)) + _times(m[5], 1))
-    return [T.Bind(T.Bind(m[0] + a) + c), T.Bind(b + _times(d, 1)), T.Bind(a + _times(c, 2)), last]
+    """``A^T m`` modulo 2^32: rows (1 1 1 1 1 0), (0 1 -1 2 -2 0), (0 1 1 4 4 0), (0 1 -1 8 -8 2)."""
+    add, subtract = e.add_modulo, e.subtract_modulo
+    a, b, c, d = add(m[1], m[2]), subtract(m[1], m[2]), add(m[3], m[4]), subtract(m[3], m[4])
+    return [add(add(m[0], a), c), add(b, _times(d, 1)), add(a, _times(c, 2)), add(add(b, _times(d, 3)), _times(m[5], 1))]
 
 
 def _times(vector: Expr, power: int) -> Expr:

@@ -64,6 +64,20 @@ def test_largest_sums(extreme: int, dtype: str, bits: int, weight: int, target: 
     check(replace(linear(1, depth, 16, dtype), weight_bits=bits), target, change)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_sums_that_leave_int32_on_the_way(bits: int, target: str, check: Check) -> None:
+    """The first half of the products alone is more than int32 holds; all of them are what it holds."""
+    depth, weight = (140000, 127) if bits == 8 else (LONGEST_SCALED_SUM // 16 * 16, 7)
+
+    def change(case: Any) -> None:
+        case.input[:] = 255
+        case.constants["weight"][:, : depth // 2], case.constants["weight"][:, depth // 2 :] = weight, -weight
+        case.constants["bias"][:] = 2**31 - 1
+
+    check(replace(linear(1, depth, 8), weight_bits=bits), target, change)
+
+
 @pytest.mark.parametrize("inputs", range(61, 76, 2))
 def test_every_tail(inputs: int, check: Check) -> None:
     check(replace(linear(1, inputs, 16, "int8"), weight_bits=2), "x86-64-vnni")
