@@ -39,9 +39,9 @@ FRONT = (2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0)
 FRONT_METRIC = "hessian-trace"
 AFTER = ("gptq", "gptq,retune-batch-norm")
 GROUPS = (1, 2, 4)
-GROUP_METRICS = ("fisher", "hessian-trace", "perturbation", "sqnr-output")
+GROUP_METRICS = ("fisher", "hessian-trace", "perturbation")
 GROUP_TARGETS = ("x86-64-vnni", "x86-64-v3")
-PARTS = ("accuracy", "after", "front", "latency", "groups")
+PARTS = ("accuracy", "after", "front", "latency", "groups", "split")
 SHORT = {"ilp": "ILP", "greedy": "greedy", "dynamic-programming": "DP"}
 console = Console(stderr=True)
 
@@ -151,7 +151,7 @@ def split_table(studies: Sequence[NetworkStudy], counts: Sequence[int], seconds:
     lines = [f"| | groups | layers | {targets} |", f"|---|---|---|{'---|' * len(GROUP_TARGETS)}"]
     for study in studies:
         for count in counts:
-            found = study.grouped(FRONT_METRIC, AVERAGE, count)
+            found = study.grouped(GROUP_METRICS[0], AVERAGE, count)
             integers = qc.quantize(study.split(found.bits, found.channels), study.data, passes="quantize,lower-integer,optimize")
             layers = list(edit.calls(integers.graph, torch.ops.qc.convolution.default, torch.ops.qc.linear.default))
             cells = [_compiled(integers, target, study.network.calibration[0], seconds) for target in GROUP_TARGETS]
@@ -283,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write(chosen.output, "verdict", verdict(studies, chosen.metrics, chosen.draws))
     if "groups" in chosen.only:
         write(chosen.output, "groups", groups_table(studies, chosen.groups, GROUP_METRICS))
+    if "split" in chosen.only:
         write(chosen.output, "split", split_table(studies, chosen.groups, chosen.seconds))
     if "after" in chosen.only:
         write(chosen.output, "after", after_table(studies))
