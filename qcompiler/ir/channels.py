@@ -31,6 +31,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from qcompiler.ir import edit
+from qcompiler.ir.float_ops import MOVEMENT_OPS
 from qcompiler.ir.layers import CHANNEL_AXIS, Layer, as_layer
 
 _aten = torch.ops.aten
@@ -41,19 +42,7 @@ _ELSEWHERE = -1
 _SYMBOLIC = 2
 
 # Only move elements: the op itself, on numbers instead of values, says where to (``moved``).
-MOVES = frozenset(
-    {
-        _aten.reshape.default,
-        _aten.permute.default,
-        _aten.slice.Tensor,
-        _aten.flip.default,
-        _aten.expand.default,
-        _aten.flatten.using_ints,
-        _aten.unflatten.int,
-        _aten.unsqueeze.default,
-        _aten.squeeze.dims,
-    }
-)
+MOVES = MOVEMENT_OPS - {_aten.cat.default, _aten.constant_pad_nd.default}
 _POSITIVE = frozenset({_aten.relu.default, _aten.leaky_relu.default})
 _POOLS = frozenset({_aten.max_pool2d.default, _aten.avg_pool2d.default, _aten.adaptive_avg_pool2d.default})
 _REDUCTIONS = frozenset({_aten.mean.dim, _aten.amax.default, _aten.sum.dim_IntList})
@@ -99,8 +88,8 @@ class Readers:
 
     channels: int
     layers: list[Reader] = field(default_factory=list)
-    pinned: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    unshiftable: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    pinned: torch.Tensor = field(init=False)
+    unshiftable: torch.Tensor = field(init=False)
     reasons: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,20 +110,18 @@ class Readers:
 
     def why_pinned(self) -> str | None:
         """Why no channel can be scaled; None if one can."""
-        if not bool(self.pinned.all()) and self.layers:
-            return None
-        return next(iter(self.reasons), "no layer with constant weights reads it")
+        return None if self.layers and not bool(self.pinned.all()) else self._reason
 
     def why_unshiftable(self) -> str | None:
         """Why no channel can be shifted; None if one can."""
-        if not bool((self.pinned | self.unshiftable).all()) and self.layers:
-            return None
-        return next(iter(self.reasons), "no layer with constant weights reads it")
+        return None if self.layers and not bool((self.pinned | self.unshiftable).all()) else self._reason
 
     def why_not_all(self) -> str | None:
         """Why not every channel can be scaled and shifted; None if each can."""
-        if self.layers and not bool((self.pinned | self.unshiftable).any()):
-            return None
+        return None if self.layers and not bool((self.pinned | self.unshiftable).any()) else self._reason
+
+    @property
+    def _reason(self) -> str:
         return next(iter(self.reasons), "no layer with constant weights reads it")
 
 
