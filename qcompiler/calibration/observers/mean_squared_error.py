@@ -48,6 +48,8 @@ def best_ranges(values: Sequence[Floats], counts: Sequence[Floats], low: Floats,
 
     An end that is zero stays zero. Channels with the same ends free are searched together, and few bins with few.
     """
+    if steps == 1 and bool(((low < 0) & (high > 0)).any()):
+        return _best_sides(values, counts, low, high)
     best_low, best_high = low.copy(), high.copy()
     for free_low, free_high in ((True, True), (True, False), (False, True)):
         (fitting,) = np.nonzero(((low < 0) == free_low) & ((high > 0) == free_high))
@@ -60,6 +62,18 @@ def best_ranges(values: Sequence[Floats], counts: Sequence[Floats], low: Floats,
             low_shares, high_shares = _search(bins, low[together], high[together], steps, free_low, free_high)
             best_low[together], best_high[together] = low_shares * low[together], high_shares * high[together]
     return best_low, best_high
+
+
+def _best_sides(values: Sequence[Floats], counts: Sequence[Floats], low: Floats, high: Floats) -> tuple[Floats, Floats]:
+    """Of one step: the levels are 0 and a number, best where it is the mean of what is rounded to it, so one end of the range is zero."""
+    bins, zero = _Bins.of(values, counts), np.zeros_like(low)
+    left, right = best_ranges(values, counts, low, zero, 1)[0], best_ranges(values, counts, zero, high, 1)[1]
+    losses = [
+        np.where(low < high, bins.squared_errors(low[:, None], np.where(low < high, high, low + 1.0)[:, None], 1)[:, 0], np.inf)
+        for low, high in ((left, zero), (zero, right))
+    ]
+    is_left = losses[0] < losses[1]
+    return np.where(is_left, left, zero), np.where(is_left, zero, right)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def squared_error(row: np.ndarray, low: float, high: float, bits: int, symmetric
 
 
 @every_distribution
-@pytest.mark.parametrize(("bits", "symmetric"), [(8, False), (4, False), (4, True), (3, True)])
+@pytest.mark.parametrize(("bits", "symmetric"), [(8, False), (4, False), (1, False), (4, True), (3, True)])
 def test_mse_is_near_the_best_of_a_brute_force_search(values: torch.Tensor, bits: int, symmetric: bool) -> None:
     seen = observe(values, ObserverSpec("mse", bits=bits, symmetric=symmetric))
     row = rows_of(values, None)[0]
