@@ -90,25 +90,15 @@ def quantize_grouped_weight(
     are those of ``arithmetic.choose_groups``.
     """
     bits = observer.bits
-    widest = arithmetic.largest_factor(bits) * ((1 << (bits - 1)) - 1)
+    widest = arithmetic.largest_factor(bits) * IntegerType(bits, signed=True).high
     largest = weight.detach().reshape(weight.shape[0], -1).abs().amax(1)
     covering = torch.tensor(arithmetic.scale_and_zero_point(-largest, largest, INT8, symmetric=True)[0]) * (INT8.high / widest)
     least_scale = _least_scale(weight, bias, input_type, observer.axis)
-    chosen: GroupedWeight | None = None
-    least = torch.full_like(covering, torch.inf)
-    for shrinkage in _SCALE_SHRINKAGES:
-        scale = torch.maximum(covering * shrinkage, least_scale)
-        codes, factors, error = arithmetic.choose_groups(weight, scale, bits, length)
-        better = error < least
-        least = torch.where(better, error, least)
-        if chosen is not None:
-            shape = (-1, *[1] * (codes.dim() - 1))
-            codes = torch.where(better.reshape(shape), codes, chosen.codes)
-            factors = torch.where(better[:, None], factors, chosen.factors)
-            scale = torch.where(better, scale, torch.tensor(chosen.quantized.scale))
-        chosen = GroupedWeight(codes, factors, length, bits, QuantizedType(INT8, tuple(scale.tolist()), (0,), 0))
-    assert chosen is not None  # there are shrinkages
-    return chosen
+    tried = [torch.maximum(covering * shrinkage, least_scale) for shrinkage in _SCALE_SHRINKAGES]
+    found = [(scale, *arithmetic.choose_groups(weight, scale, bits, length)) for scale in tried]
+    scale, codes, factors, error = (torch.stack(each) for each in zip(*found, strict=True))
+    best = error.argmin(0), torch.arange(weight.shape[0])
+    return GroupedWeight(codes[best], factors[best], length, bits, QuantizedType(INT8, tuple(scale[best].tolist()), (0,), 0))
 
 
 def _observed_scale(weight: torch.Tensor, observer: ObserverSpec) -> torch.Tensor:
