@@ -30,7 +30,7 @@ FROM_SAMPLES: frozenset[Kind] = frozenset({"block", "pca", "learned"})
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MatrixOptions:
     """How the matrices of a pass are made. ``block``: channels of a block of kind ``block``; bits and steps: of kind ``learned``."""
 
     kind: Kind = "hadamard"

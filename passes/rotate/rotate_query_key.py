@@ -50,19 +50,18 @@ class RotateQueryKey(RotatingPass):
         if not found and not (self.online and declined):
             reasons = tuple(f"{place(product)} {LEFT_ALONE}: {reason}" for product, reason in declined.items())
             return PassResult(program, False, reasons or ("nothing to do: no product of queries and keys before a softmax",))
-        recipe = self.recipe()
-        layers = [layer for site in found for layer in site.layers] if recipe.needs_samples else []
+        layers = [layer for site in found for layer in site.layers] if self.needs_samples else []
         axes = {layer.name: channel_axis(layer) for layer in layers}
         rows = sample_rows(program, axes, context.data, self.name) if axes else {}
         work = edit.copy(program)
         notes = []
         sites, others = _sites(work)
         for site in sites:
-            pairs = {pair: recipe.matrix(len(pair[0]), _objective(site, pair, rows)) for pair in site.pairs}
+            pairs = {pair: self.matrix(len(pair[0]), _objective(site, pair, rows)) for pair in site.pairs}
             _merge(work.graph_module, site, pairs, self.name)
             size = len(next(iter(pairs))[0])
             names = " and ".join(place(layer) for layer in dict.fromkeys(site.layers))
-            notes.append(f"{place(site.product)}: {len(pairs)} pairs of heads of {size}, {recipe.describe(size)}, merged into {names}")
+            notes.append(f"{place(site.product)}: {len(pairs)} pairs of heads of {size}, {self.describe(size)}, merged into {names}")
         for product, reason in others.items():
             done = _transform(work.graph_module, product, self.name) if self.online else None
             notes.append(f"{place(product)}: {done}, as {reason}" if done else f"{place(product)} {LEFT_ALONE}: {reason}")

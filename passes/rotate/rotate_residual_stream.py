@@ -59,18 +59,17 @@ class RotateResidualStream(RotatingPass):
         taken = [stream for stream in found if stream.why_not is None]
         if not taken:
             return PassResult(program, False, declined or ("nothing to do: no residual stream of layers with constant weights",))
-        recipe = self.recipe()
-        read = {value.name: axis for stream in taken for value, axis in _read_values(stream).items()} if recipe.needs_samples else {}
+        read = {value.name: axis for stream in taken for value, axis in _read_values(stream).items()} if self.needs_samples else {}
         rows = sample_rows(program, read, context.data, self.name) if read else {}
         work = edit.copy(program)
         notes = []
         for stream in [stream for stream in _streams(work) if stream.why_not is None]:
             objective = _objective(stream, rows) if rows else None
-            matrix = recipe.matrix(stream.channels, objective)
+            matrix = self.matrix(stream.channels, objective)
             merge_into_makers(work.graph_module, stream, matrix, self.name)
             merge_into_readers(work.graph_module, stream, matrix.T, self.name)
             ends = f"{len(stream.makers) + len(stream.tables) + len(stream.constants)} that make it, {len(stream.readers)} that read it"
-            notes.append(f"{stream.name}: {recipe.describe(stream.channels)}; {ends}")
+            notes.append(f"{stream.name}: {self.describe(stream.channels)}; {ends}")
         edit.erase_dead(work)
         return PassResult(work, True, (*notes, *declined))
 

@@ -42,8 +42,7 @@ class RotateValueOutput(RotatingPass):
         found, declined = _sites(program)
         if not found:
             return PassResult(program, False, declined or ("nothing to do: no product of attention with values of a layer",))
-        recipe = self.recipe()
-        asked = {site.heads.layer.name: channel_axis(site.heads.layer) for site in found} if recipe.needs_samples else {}
+        asked = {site.heads.layer.name: channel_axis(site.heads.layer) for site in found} if self.needs_samples else {}
         rows = sample_rows(program, asked, context.data, self.name) if asked else {}
         work = edit.copy(program)
         notes = []
@@ -52,11 +51,11 @@ class RotateValueOutput(RotatingPass):
             matrices = {}
             for group in site.heads.groups:
                 objective = Objective(samples[:, list(group)], _weights(site, group)) if samples is not None else None
-                matrices[group] = recipe.matrix(len(group), objective)
+                matrices[group] = self.matrix(len(group), objective)
             _rotate(work.graph_module, site, matrices, self.name)
             size = len(site.heads.groups[0])
             readers = ", ".join(place(each.layer) for each in site.places)
-            notes.append(f"{place(site.heads.layer)} into {readers}: {len(matrices)} heads of {size}, {recipe.describe(size)}")
+            notes.append(f"{place(site.heads.layer)} into {readers}: {len(matrices)} heads of {size}, {self.describe(size)}")
         edit.erase_dead(work)
         return PassResult(work, True, (*notes, *declined))
 

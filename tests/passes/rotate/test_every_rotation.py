@@ -11,6 +11,8 @@ NETWORKS = ("vit", "bert", "llama", "post-norm")
 KINDS = ("hadamard", "randomized", "block", "pca", "learned")
 # Float32 rounds to 2^-24; a few dozen products in a row with matrices whose rows have length 1 lose a few bits of it.
 TOLERANCE = 1e-4
+# All passes in a row: 32 such roundings, five bits.
+LARGEST_DIFFERENCE = 32 * 2**-24
 
 BEFORE = {"rotate-residual-stream": "layer-norm-to-rms-norm,"}
 OPTIONS = "kind={kind},block=16,steps=2,seed=3"
@@ -50,7 +52,7 @@ def test_all_in_a_row(network: Callable[[str], Any], name: str) -> None:
     source = network(name)
     merged = "layer-norm-to-rms-norm,rotate-residual-stream{kind=randomized},rotate-value-output"
     after = source.after(f"{merged},rotate-query-key{{online=true}},rotate-mlp{{inputs=all}}")
-    assert source.difference(after) < TOLERANCE
+    assert source.difference(after) < LARGEST_DIFFERENCE
     transforms = [node for node in after.graph.nodes if "hadamard" in str(node.target)]
     # Of each block: the MLP; both sides of rotary positions; the norms that a post-norm stream is made of.
     assert len(transforms) == {"vit": 2, "llama": 6, "bert": 6, "post-norm": 5}[name]
