@@ -1,0 +1,51 @@
+"""What factors for groups of inputs give at W4A8 on trained transformers, as integers: writes a table of ``docs/recipes.md``.
+
+``PYTHONPATH=examples python benchmarks/weight_groups.py [--tables vit-w4a8-groups ...] [--rows REGEX] [--again]``
+
+Every row is recipe w4a8 with another ``quantize.weight_group``. Networks, images and pairs are those of ``benchmarks/rotation.py``; figures
+are kept in ``build/results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import results
+import rotation
+from qcompiler.documents import replaced
+from results import MINILM_COLUMNS, ROOT, VIT_COLUMNS, Row, Table
+
+BEGIN, END = "<!-- groups: begin, written by benchmarks/weight_groups.py -->", "<!-- groups: end -->"
+# Recipe w4a8, without what results.compiled puts around every pipeline.
+PASSES = "reparameterize-layer-norm,reparameterize-residual-norm,quantize{w=4,a=8,edge_bits=8},gptq,retune-batch-norm"
+GROUPS = {"a scale for each channel": 0, "groups of 128": 128, "groups of 64": 64, "groups of 32": 32}
+ROWS = (Row("float"), *(Row(name, options={"quantize.weight_group": group}, passes=PASSES) for name, group in GROUPS.items()))
+TABLES = {
+    "vit-w4a8-groups": Table("ViT on CIFAR-10, 1,000 test images", "vit-1000", ROWS, VIT_COLUMNS),
+    "minilm-w4a8-groups": Table("all-MiniLM-L6-v2, 460 pairs of STS-B", "minilm-460", ROWS, MINILM_COLUMNS),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is asked for and write the tables."""
+    assert rotation.TABLES  # its import registers the measures
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES))
+    parser.add_argument("--rows", default="", help="measure rows whose names this regular expression finds; others stay as measured before")
+    parser.add_argument("--again", action="store_true", help="measure rows that were measured before")
+    parser.add_argument("--assets", type=Path, default=ROOT.parent / "shared" / "assets")
+    parser.add_argument("--results", type=Path, default=ROOT / "build" / "results")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "recipes.md")
+    options = parser.parse_args(arguments)
+    parts = []
+    for name, table in TABLES.items():
+        figures = [results.measured(name, table, row, options) for row in table.rows]
+        if any(values is not None for values in figures):
+            parts.append(results.markdown(table, figures).replace("## ", "#### "))
+    options.output.write_text(replaced(options.output.read_text(), BEGIN, END, "\n".join(parts).strip()))
+
+
+if __name__ == "__main__":
+    main()
