@@ -60,6 +60,7 @@ VARIANTS = (
     Variant("W8A8", 8, 8),
     Variant("W4A8", 4, 8),
     Variant("W4A8, groups of 128", 4, 8, 128),
+    Variant("W4A8, groups of 32", 4, 8, 32),
     Variant("W4A4", 4, 4),
     Variant("W2A8", 2, 8),
 )
@@ -162,16 +163,24 @@ def constants_of(kernel: ConvolutionKernel, variant: Variant, group: int, genera
 def prepare(kernel: ConvolutionKernel, variant: Variant, target: str, folder: Path, libraries: dict[Any, Any]) -> Layer:
     """The variant with copies of its weights."""
     stored = weight_storage(kernel, target, variant.weight, variant.group)
+    named = constants_of(kernel, variant, stored.weight_group, np.random.default_rng(0))
+    return copies_of(stored, named, 1 << min(variant.activation, 7), target, folder, libraries)
+
+
+def copies_of(
+    stored: ConvolutionKernel, named: Mapping[str, Any], inputs: int, target: str, folder: Path, libraries: dict[Any, Any]
+) -> Layer:
+    """A kernel with copies of its weights; its inputs are below ``inputs``."""
     shared, numbers = share(stored)
     if shared not in libraries:
         code = codegen.build_object(emit(shared, TARGETS[target], "kernel"), TARGETS[target], "kernel")
         name = f"kernel{len(libraries)}"
         libraries[shared] = shared_library(folder, name, {f"{name}.o": code, "launcher.c": LAUNCHER.encode()})
     generator = np.random.default_rng(0)
-    maps = [kernel.input, *([kernel.epilogue.operand] if isinstance(kernel.epilogue, ResidualAdd) else [])]
-    activations = [aligned(generator.integers(0, 1 << min(variant.activation, 7), each.elements).astype(each.dtype)) for each in maps]
-    packed = packing.pack(stored, target, constants_of(kernel, variant, stored.weight_group, generator))
-    after = [aligned(np.zeros(kernel.output.elements, kernel.output.dtype)), *([aligned(np.array(numbers, np.int64))] if numbers else [])]
+    maps = [stored.input, *([stored.epilogue.operand] if isinstance(stored.epilogue, ResidualAdd) else [])]
+    activations = [aligned(generator.integers(0, inputs, each.elements).astype(each.dtype)) for each in maps]
+    packed = packing.pack(stored, target, named)
+    after = [aligned(np.zeros(stored.output.elements, stored.output.dtype)), *([aligned(np.array(numbers, np.int64))] if numbers else [])]
     weight_bytes = packed[0].nbytes + (packed[1].nbytes if stored.weight_group else 0)
     copies = max(LEAST_RUNS, CACHES * third_level_cache() // weight_bytes) if weight_bytes >= 1 << 19 else LEAST_RUNS
     calls = []
