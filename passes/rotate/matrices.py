@@ -43,6 +43,9 @@ class MatrixOptions:
     def __post_init__(self) -> None:
         if self.block < 1 or self.steps < 1:
             raise CalibrationError(f"a rotation needs blocks and steps of at least 1, got block={self.block}, steps={self.steps}")
+        for what, bits, least in (("w", self.w, 2), ("a", self.a, 1)):
+            if not least <= bits <= 8:
+                raise CalibrationError(f"a rotation is learned for {what} of {least}..8 bits, got {bits}")
 
     @property
     def needs_samples(self) -> bool:

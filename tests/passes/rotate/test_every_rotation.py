@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from qcompiler.errors import CalibrationError
+from qcompiler.passes.rotate.rotate_residual_stream import RotateResidualStream
+
 NETWORKS = ("vit", "bert", "llama", "post-norm")
 KINDS = ("hadamard", "randomized", "block", "pca", "learned")
 # Float32 rounds to 2^-24; a few dozen products in a row with matrices whose rows have length 1 lose a few bits of it.
@@ -63,6 +66,12 @@ def test_twice_is_no_worse(network: Callable[[str], Any], name: str) -> None:
     source = network(name)
     once = "layer-norm-to-rms-norm,rotate-residual-stream,rotate-value-output,rotate-query-key"
     assert source.difference(source.after(f"{once},{once}")) < TOLERANCE
+
+
+@pytest.mark.parametrize(("options", "message"), [({"w": 1}, "w of 2..8 bits, got 1"), ({"a": 9}, "a of 1..8"), ({"steps": 0}, "steps=0")])
+def test_options_that_no_matrix_follows(options: dict[str, int], message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        RotateResidualStream(**options)  # type: ignore[arg-type]  # numbers
 
 
 def test_same_seed_same_program(network: Callable[[str], Any]) -> None:
