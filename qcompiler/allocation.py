@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -80,11 +82,10 @@ def draw_front(front: Sequence[Allocation], budget: str, path: str | Path) -> No
     path = Path(path)
     if path.suffix not in (".svg", ".png"):
         raise ArtifactError(f"cannot write '{path}': the name of a figure ends in .svg or .png")
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ArtifactError(f"cannot draw '{path}': matplotlib is not installed: run 'pip install matplotlib'") from None
+    check_drawing(path)
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context({"svg.hashsalt": "qcompiler", "font.size": 8}):
         figure = Figure(figsize=(4, 2.8), layout="constrained")
         axis = figure.subplots()
@@ -97,6 +98,12 @@ def draw_front(front: Sequence[Allocation], budget: str, path: str | Path) -> No
         stream = io.BytesIO()
         figure.savefig(stream, format=path.suffix[1:], dpi=200, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
     _write(path, stream.getvalue())
+
+
+def check_drawing(path: str | Path) -> None:
+    """Tell before the work, not after it, that nothing can be drawn. Raises ArtifactError: matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ArtifactError(f"cannot draw '{path}': matplotlib is not installed: run 'pip install matplotlib'")
 
 
 def _content(allocation: Allocation) -> dict[str, Any]:
@@ -124,7 +131,7 @@ def _csv_text(front: Sequence[Allocation], budget: str) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("limit", budget, "sensitivity", "average_bits", *(f"{item.name}:{item.kind[0]}" for item in items)))
     for each in front:
-        figures = (each.limits[budget], each.costs[budget], each.objective, each.average_weight_bits)
+        figures = (each.limits.get(budget, math.inf), each.costs[budget], each.objective, each.average_weight_bits)
         writer.writerow((*map(repr, figures), *(_mean_bits(each, item) for item in items)))
     return stream.getvalue()
 

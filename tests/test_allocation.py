@@ -57,6 +57,9 @@ def test_groups_of_channels_are_part_of_an_allocation_and_of_its_file(program: q
     found.save(tmp_path / "allocation.json")
     (saved,) = (each for each in json.loads((tmp_path / "allocation.json").read_text())["items"] if each["name"] == item.name)
     assert tuple(saved["channels"]) == widths and saved["bits"] == max(widths)
+    save_front([found], "average_weight_bits", tmp_path / "front.csv")
+    first, row = (line.split(",") for line in (tmp_path / "front.csv").read_text().splitlines())
+    assert float(row[first.index(f"{item.name}:w")]) == sum(widths) / len(widths)
 
 
 def test_other_budgets_hold_at_every_point(program: qc.Program) -> None:
@@ -84,6 +87,12 @@ def test_files_say_what_was_found(program: qc.Program, tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match="cannot write .*No such file or directory"):
             write(front, "size", tmp_path / "absent" / ("front.csv" if write is save_front else "front.svg"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["front.json", "front.png", "single.json"]
+
+
+def test_what_draws_may_be_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ArtifactError, match="cannot draw .*front.svg': matplotlib is not installed: run 'pip install matplotlib'"):
+        draw_front((), "size", tmp_path / "front.svg")
 
 
 def test_mistakes_are_named(program: qc.Program) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from qcompiler.cli.arguments import Calibration, FixedBatch, Model, Options, Rec
 from qcompiler.cli.checks import check_ending, check_metric, checked_options
 from qcompiler.cli.models import capture_with_data
 from qcompiler.cli.printing import print_lines, table_lines
-from qcompiler.errors import ArtifactError, CalibrationError, UnknownNameError
+from qcompiler.errors import CalibrationError, UnknownNameError
 
 
 def sensitivity(
@@ -200,7 +199,7 @@ def pareto(
 
 def _check_front(budget: str, output: Path | None, plot: Path | None) -> None:
     """Guards before the work: the budget's name, the files' endings, and what draws."""
-    from qcompiler.allocation import BUDGETS
+    from qcompiler.allocation import BUDGETS, check_drawing
 
     if budget not in BUDGETS:
         raise UnknownNameError("budget", budget, BUDGETS)
@@ -208,8 +207,7 @@ def _check_front(budget: str, output: Path | None, plot: Path | None) -> None:
         check_ending("front", output, (".json", ".csv"))
     if plot is not None:
         check_ending("figure", plot, (".svg", ".png"))
-        if importlib.util.find_spec("matplotlib") is None:
-            raise ArtifactError(f"cannot draw '{plot}': matplotlib is not installed: run 'pip install matplotlib'")
+        check_drawing(plot)
 
 
 def _load_labels(path: Path) -> Any:
