@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from qcompiler import arithmetic
 from qcompiler.calibration.data import CalibrationData
+from qcompiler.calibration.statistics import Observation
 from qcompiler.capture import capture
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import INT2, UINT8, IntegerType, Precision, QuantizedType, Stage
 from qcompiler.passes.lower.lower_integer import LowerInteger
-from qcompiler.passes.quantize.parameters import quantize_binary_weight
+from qcompiler.passes.quantize.parameters import activation_type, quantize_binary_weight
 from qcompiler.passes.quantize.quantize import Quantize
 from qcompiler.pipeline.contract import Pass
 from qcompiler.pipeline.manager import PassManager
@@ -84,6 +85,14 @@ def test_activations_are_0_and_1(network: Any) -> None:
         assert node.meta["quantized"].zero_point == (0,)
     values_of_two = arithmetic.quantize(torch.tensor([-1.0, 0.2, 0.6, 9.0]), QuantizedType(ONE, (1.0,)))
     assert values_of_two.dtype is torch.uint8 and values_of_two.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "levels"), [(0.0, 3.0, [0.0, 3.0]), (-1.0, 3.0, [0.0, 4.0]), (-3.0, 1.0, [-4.0, 0.0]), (-2.0, -1.0, [-2.0, 0.0])]
+)
+def test_one_of_the_two_levels_is_zero(low: float, high: float, levels: list[float]) -> None:
+    kind = activation_type(Observation((low,), (high,)), ONE, symmetric=False)
+    assert arithmetic.dequantize(torch.tensor([0, 1], dtype=torch.uint8), kind).tolist() == levels
 
 
 def test_first_and_last_layer_keep_the_bits_of_the_edges(network: Any) -> None:
