@@ -36,8 +36,8 @@ def subtract(lowering: Lowering, node: fx.Node) -> Value:
 
 def multiply(lowering: Lowering, node: fx.Node) -> Value:
     """``s_a (q_a - z_a) * s_b (q_b - z_b)``: an exact int32 product of scale ``s_a s_b``. By a positive number: a change of scale."""
-    if not isinstance(node.args[1], fx.Node):
-        return scaled(lowering, node, float(node.args[1]))  # type: ignore[arg-type]  # a number
+    if elementwise.is_scaling(node):
+        return scaled(lowering, node)
     a, b = (lowering.activation(operand, bits=16) for operand in node.args[:2])
     factors = _channel_factors(a, b)
     if factors is not None:
@@ -66,24 +66,19 @@ def _channel_factors(a: IntegerValue, b: IntegerValue) -> torch.Tensor | None:
 
 def divide(lowering: Lowering, node: fx.Node) -> Value:
     """By a positive number: a change of scale. By a count of tokens, at least 1: ``qc.divide`` with all fraction bits that int32 has."""
-    if not isinstance(node.args[1], fx.Node):
-        return scaled(lowering, node, 1.0 / float(node.args[1]))  # type: ignore[arg-type]  # a number
+    if elementwise.is_scaling(node):
+        return scaled(lowering, node)
     x, (count, unit) = lowering.activation(node.args[0], bits=32), _count(lowering, node)
     if x.zero_point != 0:
         raise unsupported(node, "its dividend has a zero point", "quantize it symmetrically")
     return quotient(lowering, node, x, count).scaled(1.0 / unit)
 
 
-def scaled(lowering: Lowering, node: fx.Node, factor: float) -> Value:
+def scaled(lowering: Lowering, node: fx.Node) -> Value:
     """The same integers, or the same waiting computation, at another scale."""
+    factor = elementwise.scaling_factor(node)
     value = lowering.values.get(node.args[0])  # type: ignore[arg-type]  # the op's tensor
     return value.scaled(factor) if isinstance(value, Unrounded) else lowering.integers(node.args[0]).scaled(factor)
-
-
-def is_scaling(node: fx.Node) -> bool:
-    """Whether the node multiplies or divides one tensor by a positive number."""
-    number = node.args[1] if node.target in (_aten.mul.Tensor, _aten.div.Tensor) else None
-    return isinstance(number, int | float) and 0 < number < float("inf")
 
 
 def concatenate(lowering: Lowering, node: fx.Node) -> Value:

@@ -136,7 +136,7 @@ def _lower(lowering: Lowering, node: fx.Node) -> Value:
         return _quantize(lowering, node)
     if node.target is _qc.dequantize.default:
         return _dequantize(lowering, node)
-    if elementwise.is_function(node) and not arithmetic_ops.is_scaling(node):
+    if elementwise.is_function(node) and not elementwise.is_scaling(node):
         return activations.function(lowering, node)
     lower = LOWERINGS.get(node.target)
     if lower is None:

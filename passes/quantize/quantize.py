@@ -11,7 +11,7 @@ from torch import fx
 
 from qcompiler.calibration.statistics import Grouping, Observation, ObserverKind, ObserverSpec, StatisticRequest
 from qcompiler.errors import CalibrationError
-from qcompiler.ir import edit
+from qcompiler.ir import edit, elementwise
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
 from qcompiler.ir.types import QuantizedType, Stage, probability_type
@@ -31,7 +31,7 @@ from qcompiler.passes.quantize.parameters import (
     with_headroom,
 )
 from qcompiler.passes.quantize.precision import Bits, Precisions
-from qcompiler.passes.quantize.rules import CONSUMES_CONSTANTS, NORMALIZATIONS, WEIGHT_AXIS, Role, role_of, scaling_factor
+from qcompiler.passes.quantize.rules import CONSUMES_CONSTANTS, NORMALIZATIONS, WEIGHT_AXIS, Role, role_of
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult, Promise
 
 _aten = torch.ops.aten
@@ -280,7 +280,7 @@ def _derive_type(node: fx.Node, groups: ValueGroups, types: Types) -> None:
         return
     base = types[source, groups.width_read(source, node)]
     if role_of(node) is Role.SCALE:
-        base = whole_numbers.scaled(base, scaling_factor(node))
+        base = whole_numbers.scaled(base, elementwise.scaling_factor(node))
     for width in groups.widths[node]:
         types.setdefault((node, width), base)
 

@@ -35,7 +35,7 @@ from qcompiler.ir.types import INT8, INT16, INT32, UINT8, IntegerType, Quantized
 from qcompiler.passes.quantize.insertion import insert_rounding, replace_operand
 from qcompiler.passes.quantize.parameters import activation_type, quantize_constant, quantize_weight
 from qcompiler.passes.quantize.real_ranges import RealRange, real_ranges
-from qcompiler.passes.quantize.rules import REDUCTIONS, ROLES, SUMS, WEIGHT_AXIS, Role, is_scaling
+from qcompiler.passes.quantize.rules import REDUCTIONS, ROLES, SUMS, WEIGHT_AXIS, Role
 from qcompiler.pipeline.contract import Lossy, Pass, PassContext, PassResult
 
 _aten, _qc = torch.ops.aten, torch.ops.qc
@@ -164,7 +164,7 @@ def _form(node: fx.Node, forms: dict[fx.Node, Form]) -> Form | None:
     if node.op != "call_function":
         return None
     source = node.args[0] if node.args else None
-    if is_scaling(node) or ROLES.get(node.target) is Role.MOVE or node.target is operator.getitem:
+    if elementwise.is_scaling(node) or ROLES.get(node.target) is Role.MOVE or node.target is operator.getitem:
         return forms.get(source) if isinstance(source, fx.Node) else None
     if node.target in elementwise.CLAMPS:
         known = forms.get(source) if isinstance(source, fx.Node) else None
@@ -176,7 +176,7 @@ def _form(node: fx.Node, forms: dict[fx.Node, Form]) -> Form | None:
 
 def _takes(node: fx.Node, form: Form, others: list[Form | None]) -> bool:
     """Whether an op reads an operand in that form."""
-    if form is Form.INTEGERS or node.target in {_qc.quantize.default, *elementwise.CLAMPS} or is_scaling(node) or _moves(node):
+    if form is Form.INTEGERS or node.target in {_qc.quantize.default, *elementwise.CLAMPS} or elementwise.is_scaling(node) or _moves(node):
         return True
     if form is Form.WAITING:
         return False

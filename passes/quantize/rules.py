@@ -131,20 +131,6 @@ def is_whole(node: object) -> bool:
     return keeps and is_whole(node.args[0])
 
 
-def is_scaling(node: fx.Node) -> bool:
-    """Whether the node multiplies one tensor by a positive number, or divides it by one."""
-    if node.target not in (_aten.mul.Tensor, _aten.div.Tensor) or len(node.args) < 2:
-        return False
-    number = node.args[1]
-    return isinstance(node.args[0], fx.Node) and isinstance(number, int | float) and 0 < number < float("inf")
-
-
-def scaling_factor(node: fx.Node) -> float:
-    """The number of such a node."""
-    number = float(node.args[1])  # type: ignore[arg-type]  # what is_scaling asks for
-    return number if node.target is _aten.mul.Tensor else 1.0 / number
-
-
 def mask_of(node: fx.Node) -> fx.Node | None:
     """The mask, as whole numbers, that a product multiplies a value by; None for any other product."""
     wholes = [operand for operand in node.args[:2] if is_whole(operand)] if node.target is _aten.mul.Tensor else []
@@ -161,7 +147,7 @@ def _is_row_of_table(node: fx.Node) -> bool:
 
 
 def _of_product(node: fx.Node) -> Role | None:
-    if is_scaling(node):
+    if elementwise.is_scaling(node):
         return Role.SCALE
     if elementwise.is_function(node):
         return Role.ROUND

@@ -38,6 +38,20 @@ def is_function(node: fx.Node) -> bool:
     return node.target in UNARY_OPS and node.target not in CLAMPS
 
 
+def is_scaling(node: fx.Node) -> bool:
+    """Whether the node multiplies one tensor by a positive number, or divides it by one."""
+    if node.target not in (_aten.mul.Tensor, _aten.div.Tensor) or len(node.args) < 2:
+        return False
+    number = node.args[1]
+    return isinstance(node.args[0], fx.Node) and isinstance(number, int | float) and 0 < number < math.inf
+
+
+def scaling_factor(node: fx.Node) -> float:
+    """The number of such a node."""
+    number = float(node.args[1])  # type: ignore[arg-type]  # what is_scaling asks for
+    return number if node.target is _aten.mul.Tensor else 1.0 / number
+
+
 def scalar_function(node: fx.Node) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function of such a node; tables evaluate it in float64."""
     target, rest, named = node.target, node.args[1:], node.kwargs
