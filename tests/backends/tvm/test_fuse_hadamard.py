@@ -36,9 +36,18 @@ def _rounded(p: Any, channels: int, block: int, dtype: torch.dtype = torch.uint8
     return node
 
 
+def _narrow(p: Any, shift: int) -> fx.Node:
+    """Sums of up to 64 * 128 by form narrow, with a pre-shift of 3."""
+    total = p.call("qc.hadamard", _rows(p, 64, torch.int8), 64, 0)
+    factors = [p.constant("factor", torch.tensor(number, dtype=torch.int32)) for number in (3, (1 << 15) - 5, shift)]
+    node: fx.Node = p.call("qc.requantize", total, *factors, 0, 5, -100, 127, "narrow", 8, True)
+    return node
+
+
 CASES: dict[str, Callable[[Any], fx.Node]] = {
     **{f"block_{block}": partial(_rounded, channels=block, block=block, zero_point=129) for block in BLOCKS},
     "blocks_in_a_row": lambda p: _rounded(p, 192, 48, zero_point=0, form="narrow"),
+    **{f"shift_{shift}": partial(_narrow, shift=shift) for shift in (0, 1, 15, 16)},
     "words": lambda p: _rounded(p, 384, 384, torch.int16, form="narrow"),
     "words_high": lambda p: _rounded(p, 64, 64, torch.int16, 0),
     "signed": lambda p: _rounded(p, 384, 192, torch.int8, -5),
