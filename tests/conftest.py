@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    """Parallel workers share the cores: each computes with one thread, and no hypothesis example is judged by its time."""
+    """Parallel workers share the cores: each, and what it starts, computes with one thread; no example is judged by its time."""
     settings.register_profile("shared-cores", deadline=None)
     settings.load_profile("shared-cores")
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
