@@ -168,23 +168,17 @@ def differences() -> Callable[..., list[str]]:
 
 
 class OneBit(nn.Module):
-    """Convolutions of every kind, a residual sum, a linear layer; [N, 3, 8, 8] to [N, 5]."""
+    """Convolutions of three kinds, a residual sum, a linear layer; [N, 3, 8, 8] to [N, 5]."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.depthwise, self.point = (
-            nn.Conv2d(3, 16, 3, padding=1),
-            nn.Conv2d(16, 16, 3, padding=1, groups=16),
-            nn.Conv2d(16, 70, 1),
-        )
-        self.first, self.second = nn.Conv2d(70, 70, 3, padding=1, bias=False), nn.Conv2d(70, 70, 3, padding=1, groups=2)
-        self.up, self.hidden, self.head = nn.ConvTranspose2d(70, 12, 2, stride=2), nn.Linear(768, 33), nn.Linear(33, 5)
+        self.stem, self.depthwise = nn.Conv2d(3, 70, 3, padding=1), nn.Conv2d(70, 70, 3, padding=1, groups=70)
+        self.point, self.up, self.head = nn.Conv2d(70, 70, 1), nn.ConvTranspose2d(70, 12, 2, stride=2), nn.Linear(768, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.point(self.depthwise(self.stem(x).relu()).relu()).relu()
-        x = (x + self.second(self.first(x).relu())).relu()
-        x = nn.functional.max_pool2d(self.up(x).relu(), 2)
-        result: torch.Tensor = self.head(self.hidden(x.flatten(1)).relu())
+        x = self.depthwise(self.stem(x).relu()).relu()
+        x = (x + self.point(x)).relu()
+        result: torch.Tensor = self.head(nn.functional.max_pool2d(self.up(x).relu(), 2).flatten(1))
         return result
 
 

@@ -23,7 +23,7 @@ def test_equals_the_reference(
         request.getfixturevalue("amx_machine")
     program, x = one_bit(options)
     binary = [packing for packing in packings(program).values() if packing.bits == 1]
-    assert len(binary) == (6 if "edge_bits" in options else 8)
+    assert len(binary) == (3 if "edge_bits" in options else 5)
     executable = compile_for(program, target)
     for inputs in (x[:1], x[:3]):
         (want,), (found,) = program.run(inputs), executable.run(inputs)
