@@ -12,14 +12,15 @@ from qcompiler.backends.tvm.templates.planes_layout import WORD, PlanesLayout
 def plane_weights(layout: PlanesLayout, vectors: int, weight: NDArray[np.int8], channels: Integers) -> NDArray[np.int32]:
     """[panel][plane][kernel row][run][step][vector][lane]: words of the bits of ``(w - weight_low) / weight_step`` of 32 inputs each.
 
-    The first input is the lowest bit. Inputs that only fill a word, and channels that only fill a vector, have no bits.
+    The highest plane comes first, in the order of reading; the first input is the lowest bit. Inputs that only fill a word, and channels
+    that only fill a vector, have no bits.
     """
     matrix, lanes = layout.matrix, layout.matrix.instructions.lanes
     numbers = ((weight.astype(np.int16) - layout.bits.weight_low) // layout.bits.weight_step).astype(np.int8)
     filling = matrix.inputs - weight.shape[1]
     dense = in_runs(matrix, np.pad(numbers, ((0, 0), (0, filling), (0, 0), (0, 0))))
     rows = np.concatenate([dense, np.zeros((1, dense.shape[1]), np.int8)])[channels]
-    planes = [_words(rows >> plane & 1).reshape(-1, lanes, matrix.depth // WORD) for plane in range(layout.bits.weights)]
+    planes = [_words(rows >> plane & 1).reshape(-1, lanes, matrix.depth // WORD) for plane in reversed(range(layout.bits.weights))]
     parts = []
     for _, first, count in panels(matrix, vectors):
         start = first // lanes

@@ -29,8 +29,8 @@ _COUNTS = tuple(number.bit_count() for number in range(16))
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Where a tile's words of a plane of weights and of a plane of inputs start."""
+class Words:
+    """Where a tile's words of a plane of weights and of the lowest plane of inputs start."""
 
     weights: Expr
     inputs: Expr
@@ -48,97 +48,104 @@ class Counter(ABC):
         self._planes = planes
 
     @abstractmethod
-    def add(self, sums: e.Sums, tile: OutputTile, pair: Pair) -> None:
-        """``sums += popcount(v_i & u_j)`` over the inputs: kernel rows, runs, steps."""
+    def add(self, sums: e.Sums, tile: OutputTile, words: Words) -> None:
+        """For each plane u_j of inputs ``sums += popcount(v_i & u_j)``: kernel rows, runs, steps. ``sums``: [pixel][vector][plane]."""
 
     def _everywhere(self, at: Expr) -> Expr:
         return T.Bind(T.Broadcast(self._planes[at], self._lanes))
 
-    def _column(self, tile: OutputTile, pair: Pair, step: Expr, index: int) -> Expr:
+    def _column(self, tile: OutputTile, words: Words, step: Expr, index: int) -> Expr:
         """The words of a vector of channels."""
-        return e.load(self._weights, pair.weights + step * (tile.vectors * self._lanes) + index * self._lanes, self._lanes)
+        return e.load(self._weights, words.weights + step * (tile.vectors * self._lanes) + index * self._lanes, self._lanes)
 
-    def _places(self, tile: OutputTile, pair: Pair, step: Expr) -> list[Expr]:
-        """Where the words of all pixels are."""
-        at = T.Bind(pair.inputs + step * self._layout.parts)
-        return [at + offset for offset in window_offsets(self._kernel, tile, self._layout.words)]
+    def _places(self, tile: OutputTile, words: Words, step: Expr) -> list[list[Expr]]:
+        """Where the words of all planes of all pixels are."""
+        at = T.Bind(words.inputs + step * self._layout.parts)
+        planes = [plane * self._layout.words.elements for plane in range(self._layout.bits.inputs)]
+        return [[at + (offset + plane) for plane in planes] for offset in window_offsets(self._kernel, tile, self._layout.words)]
 
-    def _row_of(self, pair: Pair, tile: OutputTile, row: Expr, run: Expr) -> Pair:
+    def _place(self, tile: OutputTile, pixel: int, vector: int, plane: int) -> int:
+        """Of a sum."""
+        return (pixel * tile.vectors + vector) * self._layout.bits.inputs + plane
+
+    def _row_of(self, words: Words, tile: OutputTile, row: Expr, run: Expr) -> Words:
         """The run of a kernel row."""
         matrix = self._matrix
         row_stride, run_stride = self._kernel.dilation[0] * self._layout.words.row_stride, matrix.run_stride // WORD * self._layout.parts
-        weights = pair.weights + (row * matrix.runs + run) * (matrix.steps * tile.vectors * self._lanes)
-        return Pair(T.Bind(weights), T.Bind(pair.inputs + row * row_stride + run * run_stride))
+        weights = words.weights + (row * matrix.runs + run) * (matrix.steps * tile.vectors * self._lanes)
+        return Words(T.Bind(weights), T.Bind(words.inputs + row * row_stride + run * run_stride))
 
 
 class WordCounter(Counter):
     """AVX512-VPOPCNTDQ."""
 
-    def add(self, sums: e.Sums, tile: OutputTile, pair: Pair) -> None:
+    def add(self, sums: e.Sums, tile: OutputTile, words: Words) -> None:
         matrix = self._matrix
         with T.serial(0, matrix.kernel_rows) as row, T.serial(0, matrix.runs) as run:
-            part = self._row_of(pair, tile, row, run)
+            part = self._row_of(words, tile, row, run)
             with T.serial(0, matrix.steps) as step:
                 self._add_step(sums, tile, part, step)
 
-    def _add_step(self, sums: e.Sums, tile: OutputTile, pair: Pair, step: Expr) -> None:
-        columns = [self._column(tile, pair, step, index) for index in range(tile.vectors)]
-        for pixel, at in enumerate(self._places(tile, pair, step)):
-            word = self._everywhere(at)
-            for index, column in enumerate(columns):
-                place = pixel * tile.vectors + index
-                sums[place] = T.Bind(sums[place] + e.count_bits(T.Bind(T.bitwise_and(word, column))))
+    def _add_step(self, sums: e.Sums, tile: OutputTile, words: Words, step: Expr) -> None:
+        columns = [self._column(tile, words, step, index) for index in range(tile.vectors)]
+        for pixel, places in enumerate(self._places(tile, words, step)):
+            for plane, at in enumerate(places):
+                word = self._everywhere(at)
+                for index, column in enumerate(columns):
+                    place = self._place(tile, pixel, index, plane)
+                    sums[place] = T.Bind(sums[place] + e.count_bits(T.Bind(T.bitwise_and(word, column))))
 
 
 class ByteCounter(Counter):
     """AVX2."""
 
-    def add(self, sums: e.Sums, tile: OutputTile, pair: Pair) -> None:
+    def add(self, sums: e.Sums, tile: OutputTile, words: Words) -> None:
         matrix = self._matrix
         with (
-            self._counted(sums, tile, 0) as of_rows,
+            self._counted(sums, 0) as of_rows,
             T.serial(0, matrix.kernel_rows) as row,
-            self._counted(of_rows, tile, 1) as of_row,
+            self._counted(of_rows, 1) as of_row,
             T.serial(0, matrix.runs) as run,
-            self._counted(of_row, tile, 2) as of_run,
+            self._counted(of_row, 2) as of_run,
         ):
-            self._add_run(of_run, tile, self._row_of(pair, tile, row, run))
+            self._add_run(of_run, tile, self._row_of(words, tile, row, run))
 
-    def _add_run(self, sums: e.Sums, tile: OutputTile, pair: Pair) -> None:
+    def _add_run(self, sums: e.Sums, tile: OutputTile, words: Words) -> None:
         steps = self._matrix.steps
         if self._layout.flush_depth < 3:
             with T.serial(0, steps) as step:
-                self._add_step(sums, tile, pair, step)
+                self._add_step(sums, tile, words, step)
             return
         with T.serial(0, -(-steps // LONGEST_COUNT)) as part:
             first = T.Bind(part * LONGEST_COUNT)
-            with self._counted(sums, tile, 3) as counts, T.serial(0, T.min(LONGEST_COUNT, steps - first)) as step:
-                self._add_step(counts, tile, pair, T.Bind(first + step))
+            with self._counted(sums, 3) as counts, T.serial(0, T.min(LONGEST_COUNT, steps - first)) as step:
+                self._add_step(counts, tile, words, T.Bind(first + step))
 
     @contextmanager
-    def _counted(self, sums: e.Sums, tile: OutputTile, depth: int) -> Iterator[e.Sums]:
+    def _counted(self, sums: e.Sums, depth: int) -> Iterator[e.Sums]:
         """What counts inside of a loop are added to: sums of bytes inside of one of the loops, added up behind it."""
         if depth != self._layout.flush_depth:
             yield sums
             return
-        counts = e.Sums([e.constant(0, "int8", 4 * self._lanes)] * (tile.pixels * tile.vectors))
+        counts = e.Sums([e.constant(0, "int8", 4 * self._lanes)] * len(sums))
         yield counts
         ones, wide_ones = e.constant(1, "int8", 4 * self._lanes), e.constant(1, "int16", 2 * self._lanes)
-        for index in range(tile.pixels * tile.vectors):
+        for index in range(len(sums)):
             sums[index] = e.dot_words(sums[index], e.multiply_add_bytes(counts[index], ones), wide_ones)
 
-    def _add_step(self, counts: e.Sums, tile: OutputTile, pair: Pair, step: Expr) -> None:
+    def _add_step(self, counts: e.Sums, tile: OutputTile, words: Words, step: Expr) -> None:
         """The upper halves of the weights' bytes are moved down; what a half has above its four bits meets bits of inputs that are 0."""
         table, four = _table(), e.constant(4, "int32", self._lanes)
-        columns = [self._column(tile, pair, step, index) for index in range(tile.vectors)]
+        columns = [self._column(tile, words, step, index) for index in range(tile.vectors)]
         halves = [(column, T.Bind(T.shift_right(column, four))) for column in columns]
-        for pixel, at in enumerate(self._places(tile, pair, step)):
-            words = [self._everywhere(at + part) for part in range(2)]
-            for index, parts in enumerate(halves):
-                place = pixel * tile.vectors + index
-                for word, part in zip(words, parts, strict=True):
-                    common = e.reinterpret(T.Bind(T.bitwise_and(word, part)), "int8")
-                    counts[place] = T.Bind(counts[place] + e.pick_bytes(table, common))
+        for pixel, places in enumerate(self._places(tile, words, step)):
+            for plane, at in enumerate(places):
+                spread = [self._everywhere(at + part) for part in range(2)]
+                for index, parts in enumerate(halves):
+                    place = self._place(tile, pixel, index, plane)
+                    for word, part in zip(spread, parts, strict=True):
+                        common = e.reinterpret(T.Bind(T.bitwise_and(word, part)), "int8")
+                        counts[place] = T.Bind(counts[place] + e.pick_bytes(table, common))
 
 
 def _table() -> Expr:

@@ -22,16 +22,19 @@ def weight_storage(kernel: ConvolutionKernel, target: str, bits: int, group: int
     """
     if is_depthwise(kernel) or reads_words(kernel):
         return kernel
-    candidates = {kernel: _cycles(kernel, target)}
+    candidates = [kernel]
     packed = next((stored for stored in PACKED_BITS if bits <= stored), 8)
     if packed < 8 and not uses_winograd(kernel, target):
         small = replace(kernel, weight_bits=packed, weight_group=group)
-        candidates |= {small: _cycles(small, target)} if can_unpack(matrix_layout(small, target)) else {}
+        candidates += [small] if can_unpack(matrix_layout(small, target)) else []
     if planes is not None and not group:
         of_bits = replace(kernel, bit_planes=planes)
-        candidates |= {of_bits: planes_cycles(of_bits, target)} if suits_planes(of_bits, target) else {}
-    return min(candidates, key=lambda candidate: candidates[candidate])
+        candidates += [of_bits] if suits_planes(of_bits, target) else []
+    return min(candidates, key=lambda candidate: predicted_cycles(candidate, target))
 
 
-def _cycles(kernel: ConvolutionKernel, target: str) -> float:
+def predicted_cycles(kernel: ConvolutionKernel, target: str) -> float:
+    """Of one core, epilogue not included; of a kernel that is not depthwise."""
+    if kernel.bit_planes is not None:
+        return planes_cycles(kernel, target)
     return winograd_cycles(kernel) if uses_winograd(kernel, target) else cycles(matrix_layout(kernel, target), kernel)

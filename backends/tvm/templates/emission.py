@@ -374,6 +374,9 @@ class Sums:
         for index, vector in enumerate(start):
             self[index] = vector
 
+    def __len__(self) -> int:
+        return len(self._buffers)
+
     def __getitem__(self, index: int) -> Expr:
         buffer = self._buffers[index]
         return load(buffer, 0, int(buffer.shape[0]))

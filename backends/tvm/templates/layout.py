@@ -39,11 +39,12 @@ class InstructionSet:
     weight_bits: int  # of a weight as a dot product takes it
     products: int  # dot products of one step with one vector of channels
     instructions_a_cycle: float = 1.0  # what was measured of those that the costs count
+    unpacking_cost: float = 1.0  # of an instruction that unpacks weights, in those
 
 
 INSTRUCTION_SETS = {
     "x86-64-v3": InstructionSet("x86-64-v3", 8, 4, 12, False, 3, 4, 3, 2, 8, 16, 2, 3.6),
-    "x86-64-vnni": InstructionSet("x86-64-vnni", 16, 4, 31, True, 1, 1, 0, 4, 24, 8, 1),
+    "x86-64-vnni": InstructionSet("x86-64-vnni", 16, 4, 31, True, 1, 1, 0, 4, 24, 8, 1, unpacking_cost=0.5),
     "x86-64-amx": InstructionSet("x86-64-amx", 16, 64, 31, True, 1, 1, 0, 4, 24, 8, 1),
 }
 # For inputs of 16 bits: pairs of words. AMX multiplies bytes only.

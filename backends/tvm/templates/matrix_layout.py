@@ -65,6 +65,7 @@ class MatrixLayout:
     widest_chunk: int
     planes: int = 1
     weight_group: int = 0  # inputs whose partial sum has a factor; 0: none
+    sums: int = 1  # registers that an output takes while products are added
 
     @property
     def group_steps(self) -> int:
@@ -145,7 +146,8 @@ def matrix_layout(kernel: ConvolutionKernel, target: str) -> MatrixLayout:
     if is_packed(kernel):
         instructions = PACKED_INSTRUCTION_SETS[instruction_set(target).name]
         packed = layout_with(kernel, instructions, instructions.weight_bits // kernel.weight_bits)
-        return replace(packed, weight_group=kernel.weight_group)
+        # The sum of a group and that of all.
+        return replace(packed, weight_group=kernel.weight_group, sums=2) if kernel.weight_group else packed
     plain = layout_with(kernel, WORD_INSTRUCTION_SETS[target] if reads_words(kernel) else instruction_set(target))
     halved = replace(plain, planes=2)
     # Bytes in the place of words, where that is faster.
@@ -243,9 +245,8 @@ def panel_vectors(kernel: ConvolutionKernel, layout: MatrixLayout) -> int:
 
 def _tiles(layout: MatrixLayout, height: int, width: int) -> Iterator[Tile]:
     instructions = layout.instructions
-    sums = 2 if layout.weight_group else 1  # those of a group and those of all
     for vectors in range(1, min(LONGEST_PANEL, layout.vectors) + 1):
-        pixels = (instructions.registers - vectors * instructions.weights_in_registers) // (vectors * sums)
+        pixels = (instructions.registers - vectors * instructions.weights_in_registers) // (vectors * layout.sums)
         for rows in range(1, min(height, pixels) + 1 if width <= SHORT_ROW else 2):
             for columns in range(1, min(width, pixels // rows) + 1):
                 yield Tile(rows, columns, vectors)
@@ -259,7 +260,7 @@ def _cost(layout: MatrixLayout, tile: Tile, height: int, width: int) -> float:
     each, but one of them only one.
     """
     instructions = layout.instructions
-    unpacking = instructions.products * (2 - 1 / layout.planes) if layout.planes > 1 else 0
+    unpacking = instructions.unpacking_cost * instructions.products * (2 - 1 / layout.planes) if layout.planes > 1 else 0
     total = 0.0
     for rows, row_count in _pieces(height, tile.rows):
         for columns, column_count in _pieces(width, tile.columns):

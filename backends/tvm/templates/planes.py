@@ -4,8 +4,8 @@ First the whole input map, halo included, is cut into planes: vpmovmskb takes on
 read, [plane][row][column][word], so that a kernel row is a run of words. Then a task is a register tile as in ``matrix``, whose products
 ``bit_products`` counts.
 
-Pairs of planes come by the sum of their places, highest first, and before each lower one all sums are doubled (Horner's rule): one
-sum an output is enough for any number of planes.
+A step takes a word of one plane of weights and the words of all planes of inputs, each of which has a sum of its own: weights are read
+once. Their planes come one after the other, highest first, and before each lower one all sums are doubled (Horner's rule).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tvm.tirx.script import builder as T
 
 from qcompiler.backends.tvm.kernels import Activation, ConvolutionKernel
 from qcompiler.backends.tvm.templates import emission as e
-from qcompiler.backends.tvm.templates.bit_products import ByteCounter, Counter, Pair, WordCounter
+from qcompiler.backends.tvm.templates.bit_products import ByteCounter, Counter, WordCounter, Words
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.epilogue import Epilogue, position
 from qcompiler.backends.tvm.templates.layout import kernel_parameters
@@ -116,46 +116,45 @@ class _PlanesKernel:
     # Tiles
 
     def _tile(self, tile: OutputTile) -> None:
-        sums = e.Sums([e.constant(0, "int32", self._lanes)] * (tile.pixels * tile.vectors))
+        sums = e.Sums([e.constant(0, "int32", self._lanes)] * (tile.pixels * tile.vectors * self._bits.inputs))
         self._multiply(sums, tile)
-        self._finish(sums, tile)
-        store_tile(self._epilogue, self._matrix, tile, sums)
+        store_tile(self._epilogue, self._matrix, tile, self._finished(sums, tile))
 
     def _multiply(self, sums: e.Sums, tile: OutputTile) -> None:
-        """Sums of all pairs of planes, by Horner's rule."""
+        """Sums over all planes of weights."""
         bits, matrix = self._bits, self._matrix
-        weights = T.Bind(tile.panel.first_vector * (self._lanes * bits.weights * matrix.depth // WORD))
+        start = T.Bind(tile.panel.first_vector * (self._lanes * bits.weights * matrix.depth // WORD))
         plane_size = tile.vectors * self._lanes * matrix.depth // WORD
         inputs = T.Bind(self._corner(tile, self._layout.words))
-        last = self._layout.levels - 1
-        with T.serial(0, last + 1) as down:
-            level = T.Bind(last - down)
-            if last:
-                for index in range(tile.pixels * tile.vectors):
-                    sums[index] = T.Bind(T.shift_left(sums[index], e.constant(1, "int32", self._lanes)))
-            first = T.Bind(T.max(0, level - (bits.inputs - 1)))
-            with T.serial(0, T.min(level, bits.weights - 1) - first + 1) as later:
-                plane = T.Bind(first + later)
-                at = T.Bind(inputs + (level - plane) * self._layout.words.elements)
-                self._counter.add(sums, tile, Pair(T.Bind(weights + plane * plane_size), at))
+        with T.serial(0, bits.weights) as lower:
+            if bits.weights > 1:
+                for index in range(len(sums)):
+                    sums[index] = _shifted(sums[index], 1)
+            self._counter.add(sums, tile, Words(T.Bind(start + lower * plane_size), inputs))
 
     def _corner(self, tile: OutputTile, source: Activation) -> Expr:
         """Where the window of a tile's first output starts: in a plane, or in the sums of pixels."""
         (stride_y, stride_x), (top, left) = self._kernel.stride, self._kernel.padding
         return position(source, tile.first_row * stride_y - top, tile.first_column * stride_x - left)
 
-    def _finish(self, sums: e.Sums, tile: OutputTile) -> None:
-        """The weights' step, the bias, and the weights' least number times the sum of a pixel's window."""
+    def _finished(self, sums: e.Sums, tile: OutputTile) -> e.Sums:
+        """All planes of inputs, the weights' step, the bias, and the weights' least number times the sum of a pixel's window."""
         bias = [e.load(self._buffers["bias"], tile.offset + index * self._lanes, self._lanes) for index in range(tile.vectors)]
         windows = self._window_sums(tile, self._pixel_sums) if self._pixel_sums is not None else None
-        for index in range(tile.pixels * tile.vectors):
-            pixel, vector = divmod(index, tile.vectors)
-            start = bias[vector]
+        totals, planes, step = [], self._bits.inputs, self._bits.weight_step
+        for pixel in range(tile.pixels):
+            of_window = None
             if windows is not None:
-                start = e.add_modulo(start, T.Bind(T.Broadcast(windows[pixel] * self._bits.weight_low, self._lanes)))
-            step = self._bits.weight_step
-            scaled = sums[index] if step == 1 else T.Bind(sums[index] * e.constant(step, "int32", self._lanes))
-            sums[index] = e.add_modulo(scaled, start)
+                of_window = T.Bind(T.Broadcast(windows[pixel] * self._bits.weight_low, self._lanes))
+            for vector in range(tile.vectors):
+                first = (pixel * tile.vectors + vector) * planes
+                total = sums[first]
+                for plane in range(1, planes):
+                    total = e.add_modulo(total, _shifted(sums[first + plane], plane))
+                scaled = total if step == 1 else T.Bind(total * e.constant(step, "int32", self._lanes))
+                start = bias[vector] if of_window is None else e.add_modulo(bias[vector], of_window)
+                totals.append(e.add_modulo(scaled, start))
+        return e.Sums(totals)
 
     def _window_sums(self, tile: OutputTile, pixel_sums: Buffer) -> Buffer:
         """``sum u`` over the window of each pixel of a tile."""
@@ -170,6 +169,10 @@ class _PlanesKernel:
             for pixel, offset in enumerate(window_offsets(self._kernel, tile, self._pixels)):
                 T.buffer_store(totals, totals[pixel] + pixel_sums[at + offset], [pixel])
         return totals
+
+
+def _shifted(total: Expr, places: int) -> Expr:
+    return T.Bind(T.shift_left(total, e.constant(places, "int32", e.lanes(total))))
 
 
 def _as_int8(number: int) -> int:

@@ -35,11 +35,11 @@ _SCRATCH_BYTES = 1 << 19  # of stack that the planes of a map may take
 _LARGEST_SUM = 2**31 - 1
 # Cycles, measured.
 _CHANNEL = 0.25  # that an output takes besides its products and its epilogue
-_LOOP = 5.0  # of a run of a pair of planes
-_LEVEL = 20.0  # of a level in a tile
-_MISSED_BRANCHES = 70.0  # of a level where some levels have more pairs than others
+_LOOP = 5.0  # of a run of a plane of weights
+_SPILLS = 250.0  # of a tile of two steps and several planes of weights: LLVM unrolls them into one block for AVX512
 _WORD = 2.0  # to read 32 inputs
 _PLANE_WORD = 3.0  # to make a word of a plane of them
+_READING = 1.2  # times what others need: words are used up faster than memory gives them, and the processor prefetches no further
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,6 @@ class PlanesLayout:
     def weights(self) -> Parameter:
         """[panel][plane][kernel row][run][step][vector][lane], words of 32 inputs."""
         return Parameter("weights", "int32", self.bits.weights * self.matrix.channels * self.matrix.depth // WORD)
-
-    @property
-    def levels(self) -> int:
-        """Of the sums i + j of two planes."""
-        return self.bits.weights + self.bits.inputs - 1
 
     @property
     def counts_bytes(self) -> bool:
@@ -84,7 +79,9 @@ def planes_layout(kernel: ConvolutionKernel, target: str) -> PlanesLayout:
     instructions = PLANE_INSTRUCTION_SETS[instruction_set(target).name]
     words = -(-kernel.input.channels // WORD)
     padded = replace(kernel, input=replace(kernel.input, channels=words * WORD))
-    layout = PlanesLayout(layout_with(padded, instructions), kernel.bit_planes, kernel.input)
+    planes = kernel.bit_planes.inputs
+    for_all = replace(instructions, product_cost=planes * instructions.product_cost)
+    layout = PlanesLayout(replace(layout_with(padded, for_all), sums=planes), kernel.bit_planes, kernel.input)
     return replace(layout, words=replace(kernel.input, channels=words * layout.parts, dtype="int32"))
 
 
@@ -119,10 +116,11 @@ def planes_cycles(kernel: ConvolutionKernel, target: str) -> float:
     height, width = output_map(kernel)
     tile = choose_tile(matrix, height, width)
     tiles = -(-height // tile.rows) * -(-width // tile.columns) * -(-matrix.vectors // tile.vectors)
-    level = _LEVEL + (_MISSED_BRANCHES if min(bits.weights, bits.inputs) > 1 else 0) if layout.levels > 1 else 0
-    loops = tiles * (bits.weights * bits.inputs * matrix.kernel_rows * matrix.runs * _LOOP + layout.levels * level)
+    runs = matrix.kernel_rows * matrix.runs
+    spills = _SPILLS if bits.weights > 1 and runs * matrix.steps == 2 and not layout.counts_bytes else 0
+    loops = tiles * (bits.weights * runs * _LOOP + spills)
     outputs = height * width * matrix.vectors * matrix.instructions.lanes * _CHANNEL
     making = words.elements // layout.parts * (_WORD + _PLANE_WORD * bits.inputs)
-    products = bits.weights * bits.inputs * arithmetic_cycles(matrix, height, width)
+    products = bits.weights * arithmetic_cycles(matrix, height, width)
     size = layout.weights.size * np.dtype(layout.weights.dtype).itemsize
-    return max(products + loops + outputs + making, reading_cycles(matrix, size))
+    return max(products + loops + outputs + making, _READING * reading_cycles(matrix, size))
