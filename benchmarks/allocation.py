@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write(chosen.output, "accuracy", accuracy_table(studies, chosen.metrics, chosen.draws))
         write(chosen.output, "verdict", verdict(studies, chosen.metrics, chosen.draws))
     if "groups" in chosen.only:
-        write(chosen.output, "groups", groups_table(studies, chosen.groups, GROUP_METRICS))
+        write(chosen.output, "groups", groups_table(studies, chosen.groups, [name for name in GROUP_METRICS if name in chosen.metrics]))
     if "split" in chosen.only:
         write(chosen.output, "split", split_table(studies, chosen.groups, chosen.seconds))
     if "after" in chosen.only:

@@ -20,10 +20,8 @@ from qcompiler.ir.types import Precision, Stage
 from qcompiler.latency import LatencyTable, Machine
 from qcompiler.passes.allocate.channel_orders import LAYERS
 from qcompiler.passes.allocate.costs import stored_bits
-from qcompiler.passes.allocate.items import Items, find_items
+from qcompiler.passes.allocate.items import find_items
 from qcompiler.passes.allocate.problem import AllocationError
-from qcompiler.passes.allocate.salience import layer_groups
-from qcompiler.passes.quantize.quantize import Quantize
 from qcompiler.pipeline.manager import PassManager
 from qcompiler.pipeline.text import parse_pipeline
 from qcompiler.sensitivity import Item, SensitivityTable
@@ -272,24 +270,6 @@ def test_groups_lose_no_more_than_layers() -> None:
     assert lost[0] < lost[1]
 
 
-def test_layers_whose_values_are_added_have_the_same_channels_in_their_groups() -> None:
-    layers = layer_groups(float_program(), find_items(float_program()), Quantize(), 2, None)
-    channels = {item.name: [group.channels.tolist() for group in groups] for item, groups in layers.groups.items()}
-    assert channels["conv2d"] == channels["conv2d_2"]
-    assert layers.whole == {Item("linear", "weight"): "it is an output of the program, which is not rounded"}
-
-
-def test_a_curvature_decides_which_channels_are_salient(tmp_path: Path) -> None:
-    """Errors alike, the metric says that the last four channels matter: they share the first group."""
-    items, weights = find_items(float_program()), (0.001,) * 4 + (1000.0,) * 4
-    rows = {(item, bits): 4.0**-bits for item in items.candidates for bits in (2, 3, 4, 6, 8)}
-    SensitivityTable("by-hand", "", rows, channels={Item("conv2d_1", "weight"): weights}).save(tmp_path / "table.json")
-    table = SensitivityTable.load(tmp_path / "table.json")
-    layers = layer_groups(float_program(), items, Quantize(), 2, table)
-    first, _ = layers.groups[Item("conv2d_1", "weight")]
-    assert first.channels.tolist() == [4, 5, 6, 7] and first.shares[0] > 0.99
-
-
 def test_pins_hold_for_all_groups() -> None:
     program = grouped(",pins=(conv2d:w3)")
     assert next(node for node in program.graph.nodes if node.name == "conv2d").meta["precision"] == Precision(weight=3)
@@ -343,13 +323,3 @@ def test_mistakes_about_groups_are_named() -> None:
         run("allocate{metric=perturbation,size=500,channel_groups=2},quantize")
     notes = notes_of(run("allocate{metric=perturbation,average_weight_bits=4.5,channel_groups=9}"), "allocate")
     assert "conv2d: not split, as it has 8 output channels for 9 groups" in notes
-    table = SensitivityTable("by-hand", "", {(Item("conv2d", "weight"), 4): 1.0}, channels={Item("conv2d", "weight"): (1.0,)})
-    items = find_items(float_program(), bits=(4,))
-    with pytest.raises(CalibrationError, match="the sensitivity table has 1 channels of weight 'conv2d', which has 8: measure again"):
-        layer_groups(float_program(), replace_bits(items, "conv2d", (4, 8)), Quantize(), 2, table)
-
-
-def replace_bits(items: Items, name: str, bits: tuple[int, ...]) -> Items:
-    """Only that weight has a choice."""
-    item = Item(name, "weight")
-    return dataclasses.replace(items, candidates={item: dataclasses.replace(items.candidates[item], bits=bits)})
