@@ -46,6 +46,7 @@ def sensitivity(
     batch: int = 16,
     loss: str = "cross-entropy",
     seed: int = 0,
+    channels: bool = False,
     workers: int = 1,
     executor: Executor | None = None,
     checkpoint: str | Path | None = None,
@@ -66,6 +67,7 @@ def sensitivity(
         samples: at most so many; 0: all. ``batch``: how many at once, which bounds memory.
         loss: ``cross-entropy`` over the last dimension of the first output, or ``squared-error``.
         seed: of every random choice.
+        channels: tell the output channels of weights apart too, where the metric can, for ``allocate.channel_groups``.
         workers: processes, with one thread each. ``executor``: in their place, anything that ``pipeline.executor`` calls an executor.
         checkpoint: folder that keeps finished evaluations, so that a run that was killed continues.
         progress: who is told; by default a bar where standard error is a terminal, else nobody.
@@ -88,6 +90,7 @@ def sensitivity(
         batch=batch,
         loss=loss,
         seed=seed,
+        channels=channels,
         executor=executor or LocalExecutor(workers),
         checkpoint=Path(checkpoint) if checkpoint is not None else None,
         progress=prepared.context.progress,

@@ -10,10 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+import qcompiler as qc
 from qcompiler.errors import CalibrationError
+from qcompiler.ir.types import Precision
 from qcompiler.passes.allocate.items import Items, find_items
 from qcompiler.passes.allocate.salience import layer_groups
 from qcompiler.passes.quantize.quantize import Quantize
+from qcompiler.pipeline.manager import PassManager
+from qcompiler.pipeline.text import parse_pipeline
 from qcompiler.sensitivity import Item, SensitivityTable
 
 BITS = (2, 3, 4, 6, 8)
@@ -74,6 +78,20 @@ def test_metrics_of_curvature_tell_channels_apart_and_change_no_row(residual: An
     assert not plain.channels
     assert {key: pytest.approx(value) for key, value in plain.rows.items()} == table.rows
     assert not residual.measure("perturbation", channels=True, samples=4).channels
+
+
+def test_a_saved_table_makes_the_groups_that_measuring_makes(residual: Any, tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    qc.sensitivity(residual.program, [residual.inputs], "fisher", passes="quantize", channels=True, samples=4).save(path)
+
+    def bits(options: str) -> dict[str, Precision]:
+        passes = parse_pipeline(f"allocate{{{options},average_weight_bits=3.7,channel_groups=4}}")
+        found = PassManager(passes).run(residual.program, residual.data)
+        return {node.name: node.meta["precision"] for node in found.graph.nodes if "precision" in node.meta}
+
+    measured = bits("metric=fisher,samples=4")
+    assert any(found.channels for found in measured.values())
+    assert bits(f"table={path}") == measured
 
 
 def test_channels_of_a_table_survive_its_file(tmp_path: Path) -> None:
