@@ -51,14 +51,20 @@ class _PlanesKernel:
         self._lanes = layout.matrix.instructions.lanes
         self._buffers = buffers
         self._epilogue = Epilogue(kernel, buffers, permutes_bytes=not layout.counts_bytes)
-        self._planes = e.scratch(layout.bits.inputs * layout.words.elements, "int32")
+        self._words = layout.bits.inputs * layout.words.elements
+        self._planes = e.scratch(self._words + 1, "int32")  # and the number of planes of weights
         counter = ByteCounter if layout.counts_bytes else WordCounter
         self._counter: Counter = counter(kernel, layout, buffers["weights"], self._planes)
         self._pixels = replace(layout.words, channels=1)
         self._pixel_sums = e.scratch(self._pixels.elements, "int32") if layout.bits.weight_low else None
 
     def emit(self) -> None:
-        """Planes of the whole map, then all tiles."""
+        """Planes of the whole map, then all tiles.
+
+        These read from memory how many planes weights have: where LLVM knows it and steps are few, it unrolls both loops into one block,
+        and spills sums (layers of 64 to 128 inputs took up to two and a half times as long).
+        """
+        T.buffer_store(self._planes, T.int32(self._bits.weights), [self._words])
         self._cut_map()
         each_tile(self._kernel, self._matrix, column_count(self._kernel, self._matrix, self._buffers), self._tile)
 
@@ -126,7 +132,7 @@ class _PlanesKernel:
         start = T.Bind(tile.panel.first_vector * (self._lanes * bits.weights * matrix.depth // WORD))
         plane_size = tile.vectors * self._lanes * matrix.depth // WORD
         inputs = T.Bind(self._corner(tile, self._layout.words))
-        with T.serial(0, bits.weights) as lower:
+        with T.serial(0, T.Bind(self._planes[self._words]) if bits.weights > 1 else 1) as lower:
             if bits.weights > 1:
                 for index in range(len(sums)):
                     sums[index] = _shifted(sums[index], 1)

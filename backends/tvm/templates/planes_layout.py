@@ -35,8 +35,8 @@ _SCRATCH_BYTES = 1 << 19  # of stack that the planes of a map may take
 _LARGEST_SUM = 2**31 - 1
 # Cycles, measured.
 _CHANNEL = 0.25  # that an output takes besides its products and its epilogue
-_LOOP = 5.0  # of a run of a plane of weights
-_SPILLS = 250.0  # of a tile of two steps and several planes of weights: LLVM unrolls them into one block for AVX512
+_LOOP = 8.0  # of a run of a plane of weights
+_FLUSH = 1.6  # to add up a vector of bytes
 _WORD = 2.0  # to read 32 inputs
 _PLANE_WORD = 3.0  # to make a word of a plane of them
 _READING = 1.2  # times what others need: words are used up faster than memory gives them, and the processor prefetches no further
@@ -71,6 +71,14 @@ class PlanesLayout:
         matrix = self.matrix
         lengths = (matrix.kernel_rows * matrix.runs * matrix.steps, matrix.runs * matrix.steps, matrix.steps)
         return next((depth for depth, length in enumerate(lengths) if length <= LONGEST_COUNT), len(lengths))
+
+    @property
+    def flushes(self) -> int:
+        """How often bytes are added up for a plane of weights."""
+        matrix = self.matrix
+        rounds = (1, matrix.kernel_rows, matrix.kernel_rows * matrix.runs)
+        depth = self.flush_depth
+        return (rounds[depth] if depth < len(rounds) else rounds[-1] * -(-matrix.steps // LONGEST_COUNT)) if self.counts_bytes else 0
 
 
 def planes_layout(kernel: ConvolutionKernel, target: str) -> PlanesLayout:
@@ -116,11 +124,10 @@ def planes_cycles(kernel: ConvolutionKernel, target: str) -> float:
     height, width = output_map(kernel)
     tile = choose_tile(matrix, height, width)
     tiles = -(-height // tile.rows) * -(-width // tile.columns) * -(-matrix.vectors // tile.vectors)
-    runs = matrix.kernel_rows * matrix.runs
-    spills = _SPILLS if bits.weights > 1 and runs * matrix.steps == 2 and not layout.counts_bytes else 0
-    loops = tiles * (bits.weights * runs * _LOOP + spills)
+    loops = tiles * bits.weights * matrix.kernel_rows * matrix.runs * _LOOP
+    flushes = height * width * matrix.vectors * bits.weights * bits.inputs * layout.flushes * _FLUSH
     outputs = height * width * matrix.vectors * matrix.instructions.lanes * _CHANNEL
     making = words.elements // layout.parts * (_WORD + _PLANE_WORD * bits.inputs)
     products = bits.weights * arithmetic_cycles(matrix, height, width)
     size = layout.weights.size * np.dtype(layout.weights.dtype).itemsize
-    return max(products + loops + outputs + making, _READING * reading_cycles(matrix, size))
+    return max(products + loops + flushes + outputs + making, _READING * reading_cycles(matrix, size))
