@@ -41,7 +41,7 @@ AFTER = ("gptq", "gptq,retune-batch-norm")
 GROUPS = (1, 2, 4)
 GROUP_METRICS = ("fisher", "hessian-trace", "perturbation")
 GROUP_TARGETS = ("x86-64-vnni", "x86-64-v3")
-PARTS = ("accuracy", "after", "front", "latency", "groups", "split")
+PARTS = ("accuracy", "after", "front", "latency", "groups", "groups-after", "split")
 SHORT = {"ilp": "ILP", "greedy": "greedy", "dynamic-programming": "DP"}
 console = Console(stderr=True)
 
@@ -129,15 +129,15 @@ def _row(name: str, cells: Sequence[str]) -> str:
 # ---- groups of channels -----------------------------------------------------------------------------------------------------------
 
 
-def groups_table(studies: Sequence[NetworkStudy], counts: Sequence[int], metrics: Sequence[str]) -> str:
-    """One row a metric and number of groups: top-1 in % and SQNR of the logits in dB."""
+def groups_table(studies: Sequence[NetworkStudy], counts: Sequence[int], metrics: Sequence[str], passes: str = "") -> str:
+    """One row a metric and number of groups: top-1 in % and SQNR of the logits in dB, after ``passes`` from QDQ to QDQ."""
     lines = [f"| | groups | {' | '.join(study.network.title for study in studies)} |", f"|---|---{'|---' * len(studies)}|"]
     for metric in metrics:
         for count in counts:
             cells = []
             for study in studies:
                 found = study.grouped(metric, AVERAGE, count)
-                accuracy = study.evaluate(found.bits, "", found.channels)
+                accuracy = study.evaluate(found.bits, passes, found.channels)
                 said = f"{accuracy.top1:.2f} %, {accuracy.sqnr:.2f} dB at {found.average_weight_bits:.3f} bits"
                 console.print(f"{study.name}: {metric}, {count} groups: {said}", highlight=False)
                 cells.append(_cell(accuracy))
@@ -276,13 +276,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         NetworkStudy(name, NETWORKS[name](chosen.assets, chosen.images), chosen.results / name, default_progress())
         for name in chosen.networks
     ]
+    group_metrics = [name for name in GROUP_METRICS if name in chosen.metrics]
     if "latency" in chosen.only:
         write(chosen.output, "latency", latency_table(studies, chosen.seconds))
     if "accuracy" in chosen.only:
         write(chosen.output, "accuracy", accuracy_table(studies, chosen.metrics, chosen.draws))
         write(chosen.output, "verdict", verdict(studies, chosen.metrics, chosen.draws))
     if "groups" in chosen.only:
-        write(chosen.output, "groups", groups_table(studies, chosen.groups, [name for name in GROUP_METRICS if name in chosen.metrics]))
+        write(chosen.output, "groups", groups_table(studies, chosen.groups, group_metrics))
+    if "groups-after" in chosen.only:
+        write(chosen.output, "groups-after", groups_table(studies, chosen.groups, group_metrics, AFTER[-1]))
     if "split" in chosen.only:
         write(chosen.output, "split", split_table(studies, chosen.groups, chosen.seconds))
     if "after" in chosen.only:
