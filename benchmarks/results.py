@@ -108,6 +108,11 @@ def measure_vit(assets: Path, row: Row, *, spread: bool, step: int) -> Figures:
     if not row.is_float:
         data = vit_calibration(assets)
         logits = _outputs(compiled(load_vit(assets, spread), (data[0][:2],), data, row), vit_images(assets)[0][::step])
+    return classification(reference, logits, labels)
+
+
+def classification(reference: Tensor, logits: Tensor, labels: Tensor) -> Figures:
+    """Of logits [images, classes]: top-1, predictions that differ from those of the float network, signal-to-noise ratio."""
     right, predicted = reference.argmax(1), logits.argmax(1)
     top1, top1_of_float = (100 * float((classes == labels).double().mean()) for classes in (predicted, right))
     return {
