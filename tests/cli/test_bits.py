@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qcompiler import latency
+
 Command = Callable[..., Any]
 
 
@@ -50,7 +52,8 @@ def test_sensitivity_mistakes(command: Command, folder: Path, arguments: list[st
     assert not list(folder.glob("table.*"))
 
 
-def test_profile_writes_a_latency_table(command: Command, folder: Path) -> None:
+def test_profile_writes_a_latency_table(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "_CALL_SECONDS", 0.01)
     ended = command("profile", "my_models:with_example", "-o", "table.json", "--bits", "4,8", "--threads", "1", "--target", "x86-64-v3")
     assert ended.status == 0, ended.err
     assert "table.json: 2 layers" in ended.out and "W4A8 everywhere: " in ended.out and "W8A8 everywhere: " in ended.out

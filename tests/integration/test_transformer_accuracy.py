@@ -5,43 +5,53 @@ The reference computes the integers: that compiled code computes the same ones i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import qcompiler as qc
 import results
 import sentences
 from models import vit
 from models.bert import load_minilm
+from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
 from qcompiler.pipeline.instruments import signal_to_noise
 
 
+@dataclass(frozen=True)
+class Spread:
+    """The vision transformer with channels spread, captured; test images in batches, their labels, and what the floats make of them."""
+
+    program: Program
+    batches: tuple[Tensor, ...]
+    labels: Tensor
+    expected: Tensor
+
+
 @pytest.fixture(scope="module")
-def images(assets: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """500 of the 10,000 test images, and their labels."""
+def spread(assets: Path) -> Spread:
+    """500 of the 10,000 test images."""
     pixels, labels = results.vit_images(assets)
-    return pixels[::20], labels[::20]
+    batches = vit.normalize_cifar(pixels[::20]).split(20)
+    model = results.load_vit(assets, spread=True)
+    with torch.no_grad():
+        expected = torch.cat([model(batch) for batch in batches])
+    return Spread(qc.capture(model, (batches[0][:2],)), batches, labels[::20], expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "most_lost", "least_sqnr"), [("int8", 3, 31.0), ("repq-vit-w4a4", 10, 13.5)])
-def test_vit_with_spread_channels(
-    assets: Path, images: tuple[torch.Tensor, torch.Tensor], recipe: str, most_lost: int, least_sqnr: float
-) -> None:
-    model, data = results.load_vit(assets, spread=True), results.vit_calibration(assets)
-    program = qc.quantize(qc.capture(model, (data[0][:2],)), data, recipe=recipe)
+def test_vit_with_spread_channels(assets: Path, spread: Spread, recipe: str, most_lost: int, least_sqnr: float) -> None:
+    program = qc.quantize(spread.program, results.vit_calibration(assets), recipe=recipe)
     assert program.stage is Stage.INTEGER and not program.islands
-    pixels, labels = images
-    batches = vit.normalize_cifar(pixels).split(20)
-    with torch.no_grad():
-        expected = torch.cat([model(batch) for batch in batches])
-    found = torch.cat([program(batch) for batch in batches])
-    right, integer = (int((logits.argmax(1) == labels).sum()) for logits in (expected, found))
+    found = torch.cat([program(batch) for batch in spread.batches])
+    right, integer = (int((logits.argmax(1) == spread.labels).sum()) for logits in (spread.expected, found))
     assert right - integer <= most_lost
-    assert signal_to_noise([expected], [found]) >= least_sqnr
+    assert signal_to_noise([spread.expected], [found]) >= least_sqnr
 
 
 @pytest.mark.slow
