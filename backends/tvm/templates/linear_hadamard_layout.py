@@ -15,7 +15,7 @@ BLOCKS = 8
 SCRATCH_BYTES = 1 << 17  # of a block of rows on the stack: a part of the second-level cache, which holds its inputs and weights as well
 # Rows of a block from which on the one kernel was measured to be no slower than two. AVX2 was slower, AMX could not be measured.
 SHORTEST_BLOCK = {"x86-64-vnni": 8}
-REPEATED = 100  # of so many rows one may be computed twice, where weights do not stay in the second-level cache
+REPEATED, REPEATED_CACHED = 100, 16  # of so many rows one may be computed twice; the latter where the second-level cache holds the weights
 
 
 def block_rows(layer: ConvolutionKernel, fewest: int, target: str) -> int | None:
@@ -24,7 +24,7 @@ def block_rows(layer: ConvolutionKernel, fewest: int, target: str) -> int | None
     shortest = SHORTEST_BLOCK.get(target)
     if shortest is None or most < shortest:
         return None
-    allowed = fewest // REPEATED if layer.input.channels * layer.output.channels > CACHED_WEIGHTS else fewest
+    allowed = fewest // (REPEATED if layer.input.channels * layer.output.channels > CACHED_WEIGHTS else REPEATED_CACHED)
     first = BLOCKS * -(-fewest // (BLOCKS * most))
     lengths = ((blocks, -(-fewest // blocks)) for blocks in range(first, fewest + 1, BLOCKS))
     return next((rows for blocks, rows in lengths if rows >= shortest and blocks * rows - fewest <= allowed), None)

@@ -174,6 +174,7 @@ def test_layers_that_stay_alone(rows: Any, why: str, integer_program: Any) -> No
         (128, 384, 1536, "int8", 16),
         (1024, 768, 3072, "int8", 32),
         (1024, 768, 3072, "int16", 16),
+        (65, 192, 384, "int8", None),  # seven of 65
         (20, 192, 768, "int8", None),
     ],
 )
