@@ -7,7 +7,7 @@ their type: an integer q is the bit b of its sign, q = 1 - 2 b.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -73,7 +73,7 @@ def packings(program: Program) -> dict[str, Packing]:
         bits[name] = max(own, bits.get(name, _LEAST_OF_A_TYPE))
         constants[name] = tensor
     stored = {name: 1 if is_binary(tensor) else stored_bits(bits[name]) for name, tensor in constants.items()}
-    return {name: Packing(size, tuple(constants[name].shape)) for name, size in stored.items() if size < _BYTE}
+    return {name: Packing(size, tuple(constants[name].shape)) for name, size in stored.items() if size < _BYTE and constants[name].numel()}
 
 
 def stored_bits(bits: int) -> int:
@@ -112,5 +112,6 @@ def _packing(name: str, entry: object) -> Packing:
     return Packing(bits, tuple(shape))
 
 
-def _is_shape(value: object) -> TypeGuard[Sequence[int]]:
-    return isinstance(value, Sequence) and all(type(size) is int and size >= 0 for size in value)
+def _is_shape(value: object) -> TypeGuard[list[int]]:
+    """Of something: no size is then more than the file has bits."""
+    return isinstance(value, list) and all(type(size) is int and size > 0 for size in value)

@@ -85,6 +85,8 @@ def test_what_pack_does_not_give_is_refused() -> None:
         {"weight": {"bits": 3, "shape": [1]}},
         {"weight": {"bits": True, "shape": [1]}},
         {"weight": {"bits": 4, "shape": [True]}},
+        {"weight": {"bits": 4, "shape": ""}},
+        {"weight": {"bits": 1, "shape": [0, 1 << 80]}},  # no byte, but more than a size can be
     ],
 )
 def test_descriptions_are_read_strictly(value: object) -> None:
