@@ -27,24 +27,13 @@ from torch import fx
 from qcompiler.ir import edit
 from qcompiler.ir.types import Stage
 from qcompiler.passes.canonicalize import patterns
-from qcompiler.passes.canonicalize.patterns import LEAVES_OUT
+from qcompiler.passes.canonicalize.patterns import LEAVES_OUT, MOVES_OF_MASKS
 from qcompiler.pipeline.contract import Equivalent
 from qcompiler.pipeline.rewrite import RewritePass, Site
 
 _aten = torch.ops.aten
 
 _WHERE = frozenset({_aten.where.self, _aten.where.ScalarSelf, _aten.where.ScalarOther, _aten.where.Scalar})
-# Movement that a mask in floats may stand behind: the mask itself is moved in its place.
-_MOVES = frozenset(
-    {
-        _aten.expand.default,
-        _aten.reshape.default,
-        _aten.unsqueeze.default,
-        _aten.unflatten.int,
-        _aten.permute.default,
-        _aten.slice.Tensor,
-    }
-)
 
 # Makes the boolean that says what to leave out.
 Drop = Callable[[Site], fx.Node]
@@ -213,7 +202,7 @@ def _negated(mask: Any) -> Drop:
 
 def _mask(node: fx.Node) -> Drop | None:
     """Case 3: what a mask in floats leaves out; None if ``node`` is none."""
-    if node.target in _MOVES:
+    if node.target in MOVES_OF_MASKS:
         return _moved_mask(node)
     if node.target in _WHERE:
         condition, first, second = node.args[:3]

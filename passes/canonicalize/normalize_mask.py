@@ -65,9 +65,6 @@ _LOGIC: Mapping[object, edit.Target] = {
 }
 # The constant that changes nothing.
 _NEUTRAL: Mapping[object, bool] = {_aten.bitwise_and.Tensor: True, _aten.bitwise_or.Tensor: False}
-_MOVES = frozenset(
-    {_aten.expand.default, _aten.unsqueeze.default, _aten.reshape.default, _aten.unflatten.int, _aten.slice.Tensor, _aten.permute.default}
-)
 _CONVERSIONS = frozenset({_aten.to.dtype_layout, _aten.to.device, _aten.type_as.default, _aten._to_copy.default})
 
 
@@ -143,7 +140,7 @@ def _negated(site: Site, node: fx.Node) -> fx.Node:
 
 def _negates_movement(node: fx.Node) -> bool:
     moved = node.args[0] if edit.is_call(node, _aten.logical_not.default) else None
-    return isinstance(moved, fx.Node) and moved.target in _MOVES and _dtype(moved) == torch.bool
+    return isinstance(moved, fx.Node) and moved.target in patterns.MOVES_OF_MASKS and _dtype(moved) == torch.bool
 
 
 def _move_negation(site: Site, node: fx.Node) -> fx.Node:

@@ -16,6 +16,10 @@ _aten = torch.ops.aten
 
 # Added to a score, numbers of at most this leave the element out: exp(-64) is 2e-28 of the row's largest, far below float32's rounding.
 LEAVES_OUT = -64.0
+# Movement that a mask may stand behind: the mask itself is moved in its place.
+MOVES_OF_MASKS = frozenset(
+    {_aten.expand.default, _aten.unsqueeze.default, _aten.reshape.default, _aten.unflatten.int, _aten.slice.Tensor, _aten.permute.default}
+)
 
 
 def close(value: float, expected: float) -> bool:
