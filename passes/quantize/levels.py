@@ -104,7 +104,8 @@ def levels(kind: str, bits: int, data: Observation | torch.Tensor) -> Levels:
     if kind not in _MAKERS:
         raise UnknownNameError("quantizer", kind, LEVEL_KINDS)
     if not 2 <= bits <= 8:
-        raise CalibrationError(f"quantizer '{kind}': bits must be 2..8, got {bits}")
+        way_out = "set quantize.a, or quantize.probability_bits=2 for a softmax alone, or take the quantizer 'uniform'"
+        raise CalibrationError(f"quantizer '{kind}': bits must be 2..8, got {bits}: {way_out}")
     values = (stand_in(data) if isinstance(data, Observation) else data).detach().reshape(-1).float()
     if values.numel() == 0 or not bool(torch.isfinite(values).all()) or float(values.max()) <= 0.0:
         raise CalibrationError(f"quantizer '{kind}': the values must be finite and some of them positive")

@@ -92,6 +92,11 @@ def test_unequal_steps_need_values() -> None:
         coded_values(program, groups, PassContext(), chosen)
 
 
+def test_unequal_steps_need_two_bits() -> None:
+    with pytest.raises(CalibrationError, match=r"softmax.*'log2': bits must be 2..8, got 1: .*probability_bits=2.*'uniform'"):
+        quantized("a=1,residual_bits=8,probability_quantizer=log2")
+
+
 def test_precision_of_single_nodes_wins() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 6, 8)
