@@ -34,6 +34,9 @@ def sensitivity(
     seed: Annotated[int, typer.Option(help="of every random choice")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="processes")] = 1,
     checkpoint: Annotated[Path | None, typer.Option(metavar="DIR", help="keep finished evaluations there, and continue from them")] = None,
+    channels: Annotated[
+        bool, typer.Option("--channels", help="tell output channels apart, for allocate.channel_groups; TABLE.json alone")
+    ] = False,
     recipe: Recipe = "int8",
     option: Options = None,
     size: Sizes = None,
@@ -41,7 +44,7 @@ def sensitivity(
 ) -> None:
     """Measure what each weight and activation of a model costs at each bit-width."""
     widths = parse_widths("--bits", bits)
-    check_ending("table", output, (".json", ".csv"))
+    check_ending("table of channels" if channels else "table", output, (".json",) if channels else (".json", ".csv"))
     if calibration is not None and synthesize is not None:
         raise typer.BadParameter("--calibration and --synthesize exclude each other")
     options = checked_options(recipe, option, output)
@@ -56,9 +59,8 @@ def sensitivity(
         data = analysis.synthesize(program, synthesize, seed=seed, progress=progress)
     given = None if labels is None else _load_labels(labels)
     how: dict[str, Any] = {"recipe": recipe, "options": options, "samples": samples, "batch": batch, "loss": loss, "seed": seed}
-    table = analysis.sensitivity(
-        program, data, metric, widths, labels=given, workers=workers, checkpoint=checkpoint, progress=progress, **how
-    )
+    how |= {"channels": channels, "workers": workers, "checkpoint": checkpoint, "progress": progress}
+    table = analysis.sensitivity(program, data, metric, widths, labels=given, **how)
     table.save(output)
     kinds = [sum(item.kind == kind for item in table.items) for kind in ("weight", "activation")]
     typer.echo(f"{output}: {table.metric} of {kinds[0]} weights and {kinds[1]} activations at {', '.join(map(str, widths))} bits")

@@ -30,6 +30,14 @@ def test_sensitivity_tables_are_measured_and_compared(command: Command, folder: 
     assert refused.status == 1 and refused.err.startswith("error: 'first.csv' and 'other.csv' have no such rows in common: measure one")
 
 
+def test_a_table_tells_channels_apart_where_it_is_asked_to(command: Command, folder: Path) -> None:
+    given = ("sensitivity", "my_models:small", "--calibration", "images.npz", "--metric", "fisher", "--bits", "4,8", "--samples", "8")
+    done = command(*given, "--channels", "-o", "table.json")
+    assert done.status == 0, done.err
+    channels = json.loads((folder / "table.json").read_text())["channels"]
+    assert {name: len(weights) for name, weights in channels.items()} == {"conv2d": 8, "linear": 4}
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -43,6 +51,7 @@ def test_sensitivity_tables_are_measured_and_compared(command: Command, folder: 
         ),
         (["--metric", "fisher"], 1, "error: metric 'fisher' looks at samples: give calibration data"),
         (["--metric", "fisher", "--bits", "4;8"], 2, "--bits takes numbers from 2 to 8 with commas"),
+        (["--metric", "fisher", "--channels", "-o", "table.csv"], 2, "the table of channels is written as .json, got"),
         (["--metric", "fisher", "-o", "table.txt"], 2, "the table is written as .json or .csv"),
     ],
 )
