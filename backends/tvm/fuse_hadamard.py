@@ -9,13 +9,13 @@ import torch
 from torch import fx
 
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
+from qcompiler.arithmetic import DYADIC_PARAMETERS
 from qcompiler.backends.tvm.fuse import LINEAR, Fusion
 from qcompiler.ir import edit
 from qcompiler.ir.edit import argument
 
 qc = torch.ops.qc
-_FORMS = ("high", "narrow")
-_PARAMETERS = ("pre_shift", "multiplier", "shift")
+_FORMS = ("high", "narrow")  # that ``templates.rescaling`` has
 
 Tensors = Mapping[fx.Node, torch.Tensor]
 
@@ -60,7 +60,7 @@ def _rounding(root: fx.Node, tensors: Tensors, kept: Collection[fx.Node]) -> fx.
     users = edit.users_of(root)
     if len(users) != 1 or root in kept or not edit.is_call(users[0], qc.requantize.default):
         return None
-    per_tensor = all(tensors[argument(users[0], name)].numel() == 1 for name in _PARAMETERS)
+    per_tensor = all(tensors[argument(users[0], name)].numel() == 1 for name in DYADIC_PARAMETERS)
     return users[0] if per_tensor and argument(users[0], "form") in _FORMS else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from qcompiler.arithmetic import DYADIC_PARAMETERS
 from qcompiler.arithmetic.hadamard import LARGEST_ONLINE_ORDER, SMALLEST_RUN, is_online_order
 from qcompiler.backends.tvm.kernels import ITEM_SIZE, HadamardKernel, LinearHadamardKernel, Operand, Size
 from qcompiler.backends.tvm.operations.elementwise import requantize_operation
@@ -80,7 +81,7 @@ def _kernel(planner: Planner, fusion: HadamardFusion, shape: tuple[Size, ...], o
 def _factors(planner: Planner, fusion: HadamardFusion) -> list[tuple[Storage, int]]:
     if fusion.rounding is None:
         return []
-    return [_pointer(planner.value(argument(fusion.rounding, name))) for name in ("pre_shift", "multiplier", "shift")]
+    return [_pointer(planner.value(argument(fusion.rounding, name))) for name in DYADIC_PARAMETERS]
 
 
 def _rows(planner: Planner, node: fx.Node) -> View:

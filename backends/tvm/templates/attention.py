@@ -40,10 +40,10 @@ from qcompiler.backends.tvm.templates.product import (
     Start,
     Zeros,
     addition_parameters,
-    rounding_parameters,
     stored,
 )
 from qcompiler.backends.tvm.templates.product_layout import BLOCK_ROWS, Scheme, row_tile, scheme
+from qcompiler.backends.tvm.templates.rescaling import rounding_parameters
 
 _PROBABILITY_SHIFT = 23
 _BYTE_LANES = {16: 64, 8: 16}  # scores that are worked on together, by the int32 lanes of a vector

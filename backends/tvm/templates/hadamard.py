@@ -25,7 +25,6 @@ from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates import rescaling
 from qcompiler.backends.tvm.templates import vectors as v
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
-from qcompiler.backends.tvm.templates.layout import Parameter
 
 if TYPE_CHECKING:
     from qcompiler.backends.tvm.target import KernelTarget
@@ -38,7 +37,7 @@ def emit(kernel: HadamardKernel, target: KernelTarget) -> tirx.PrimFunc:
     sizes, whole = v.Sizes(kernel), (*kernel.shape, kernel.length)
     parameters = [
         v.parameter("operand", kernel.operand, whole),
-        *(Parameter(name, "int32", 1) for name in (rescaling.PARAMETERS if kernel.rounding is not None else ())),
+        *(rescaling.rounding_parameters("") if kernel.rounding is not None else []),
         v.parameter("output", kernel.output, whole),
         *sizes.parameters,
     ]

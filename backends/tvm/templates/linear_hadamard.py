@@ -64,7 +64,7 @@ def _parameters(kernel: LinearHadamardKernel, target: KernelTarget) -> list[Para
         whole["operand"] = kernel.layer.epilogue.operand.elements
     return [
         *(Parameter(each.name, each.dtype, whole.get(each.name, each.size)) for each in of_part if each.name not in ("output", "numbers")),
-        *(Parameter(_TRANSFORM + name, "int32", 1) for name in (rescaling.PARAMETERS if kernel.transform.rounding is not None else ())),
+        *(rescaling.rounding_parameters(_TRANSFORM) if kernel.transform.rounding is not None else []),
         v.parameter("output", kernel.transform.output, (*kernel.transform.shape, kernel.transform.length)),
     ]
 

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from qcompiler.arithmetic import DYADIC_PARAMETERS
 from qcompiler.arithmetic.normalize import POWER_BITS, ROOT_SLOPE, ROOT_START, ROOT_STEPS, guard_bits
 from qcompiler.backends.tvm import packing_rows
 from qcompiler.backends.tvm.kernels import Add, NormalizationKernel, Operand, Requantize, RowAffine
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates import vectors as v
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
-from qcompiler.backends.tvm.templates.rescaling import PARAMETERS, centred, requantized, saturated
+from qcompiler.backends.tvm.templates.rescaling import centred, requantized, saturated
 
 if TYPE_CHECKING:
     from qcompiler.backends.tvm.target import KernelTarget
@@ -187,7 +188,7 @@ class _Normalization:
         kernel = self._kernel
         if not isinstance(kernel.narrowing, Requantize) or kernel.narrowing_per_channel != (at is not None):
             return ()
-        buffers = [self._buffers[f"narrow_{name}"] for name in PARAMETERS]
+        buffers = [self._buffers[f"narrow_{name}"] for name in DYADIC_PARAMETERS]
         if at is None:
             return tuple(v.splat(T.Bind(buffer[0]), self._lanes) for buffer in buffers)
         return tuple(e.load(buffer, at, self._lanes) for buffer in buffers)

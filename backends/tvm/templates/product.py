@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from qcompiler.arithmetic import DYADIC_PARAMETERS
 from qcompiler.backends.tvm.kernels import (
     Activation,
     Add,
@@ -40,6 +39,7 @@ from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.epilogue import Epilogue, Place
 from qcompiler.backends.tvm.templates.layout import Chunk, Parameter, chunks, epilogue_parameters
 from qcompiler.backends.tvm.templates.product_layout import TILE_ROWS, Scheme, row_tile, scheme
+from qcompiler.backends.tvm.templates.rescaling import rounding_parameters
 
 _TOP_BIT = -128
 _BYTE_MIDDLE = 128
@@ -353,11 +353,6 @@ def _interleaved(rows: Sequence[Expr], chunk: Chunk) -> list[Expr]:
     if len(lanes) == chunk.vectors and places == list(range(len(places))):
         return lanes
     return [e.shuffle(lanes, places[t * chunk.lanes : (t + 1) * chunk.lanes]) for t in range(chunk.vectors)]
-
-
-def rounding_parameters(prefix: str) -> list[Parameter]:
-    """The operands of a requantization per tensor."""
-    return [Parameter(f"{prefix}{name}", "int32", 1) for name in DYADIC_PARAMETERS]
 
 
 def addition_parameters(prefix: str) -> list[Parameter]:

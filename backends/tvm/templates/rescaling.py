@@ -5,20 +5,24 @@ from __future__ import annotations
 import numpy as np
 from tvm.tirx.script import builder as T
 
+from qcompiler.arithmetic import DYADIC_PARAMETERS
 from qcompiler.backends.tvm.kernels import Requantize
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates import vectors as v
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
-
-FORMS = ("high", "narrow")
-PARAMETERS = ("pre_shift", "multiplier", "shift")
+from qcompiler.backends.tvm.templates.layout import Parameter
 
 _WORD = (-(2**15), 2**15 - 1)
 
 
+def rounding_parameters(prefix: str) -> list[Parameter]:
+    """The operands of a requantization per tensor."""
+    return [Parameter(f"{prefix}{name}", "int32", 1) for name in DYADIC_PARAMETERS]
+
+
 def shared_parameters(buffers: dict[str, Buffer], lanes: int) -> tuple[Expr, ...]:
     """Pre-shift, multiplier and shift that all channels share, in all lanes."""
-    return tuple(v.splat(T.Bind(buffers[name][0]), lanes) for name in PARAMETERS)
+    return tuple(v.splat(T.Bind(buffers[name][0]), lanes) for name in DYADIC_PARAMETERS)
 
 
 def requantized(value: Expr, operation: Requantize, parameters: tuple[Expr, ...]) -> Expr:
@@ -38,7 +42,7 @@ def word_parameters(buffers: dict[str, Buffer], lanes: int) -> tuple[Expr, ...]:
 
     A shift of 0 gets ``2^15 - 1``, which is off by one beyond 2^14, where 8 bits end long before; a shift past 15 leaves nothing, factor 0.
     """
-    pre_shift, multiplier, shift = (T.Bind(buffers[name][0]) for name in PARAMETERS)
+    pre_shift, multiplier, shift = (T.Bind(buffers[name][0]) for name in DYADIC_PARAMETERS)
     power = T.Bind(T.shift_left(T.int32(1), T.max(15 - shift, 0)))
     factor = T.Bind(T.Select(shift > 15, T.int32(0), T.min(power, _WORD[1])))
     return v.splat(pre_shift, lanes), *(v.splat(T.Bind(T.Cast("int16", each)), 2 * lanes) for each in (multiplier, factor))
