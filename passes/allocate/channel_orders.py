@@ -24,7 +24,7 @@ concatenation or padding along the channels, a sum with a value that has no such
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,12 @@ LAYERS = (_aten.linear.default, _aten.conv2d.default)
 """Whose output channels can be reordered."""
 
 _POOLS = (_aten.max_pool2d.default, _aten.avg_pool2d.default, _aten.adaptive_avg_pool2d.default)
-_NORMS = (_aten.layer_norm.default, _aten.rms_norm.default, _qc.l2_normalize.default)
+_NORMS: Mapping[Any, tuple[str, ...]] = {
+    _aten.layer_norm.default: ("weight", "bias"),
+    _aten.rms_norm.default: ("weight",),
+    _qc.l2_normalize.default: (),
+}
+"""With the names of their constants."""
 _REDUCTIONS = (_aten.mean.dim, _aten.sum.dim_IntList, _aten.amax.default)
 _RESHAPES = (
     _aten.reshape.default,
@@ -199,14 +204,11 @@ class ChannelOrders:
             self._stop(node)
             return
         rank, axis = source.meta["val"].ndim, self._axes[source]
-        shape = [0] if node.target is _qc.l2_normalize.default else edit.argument(node, "normalized_shape")
-        names = (
-            () if node.target is _qc.l2_normalize.default else ("weight", *(("bias",) if node.target is _aten.layer_norm.default else ()))
-        )
-        constants = [name for name in names if edit.argument(node, name) is not None]
-        if axis < rank - len(shape):
+        normalized = 1 if node.target is _qc.l2_normalize.default else len(edit.argument(node, "normalized_shape"))
+        constants = [name for name in _NORMS[node.target] if edit.argument(node, name) is not None]
+        if axis < rank - normalized:
             self._follow(node, self._orders[source], axis)
-        elif len(shape) == 1 and all(edit.is_constant(edit.argument(node, name)) for name in constants):
+        elif normalized == 1 and all(edit.is_constant(edit.argument(node, name)) for name in constants):
             self._orders[source].operands += [Operand(node, name, 0) for name in constants]
             self._follow(node, self._orders[source], axis)
         else:
