@@ -2,8 +2,8 @@
 
 Output channels are cut into *chunks* of 1, 2 or 4 accumulator vectors that are stored together. Inside a chunk the channels are
 permuted so that the saturating packs, which work in 128-bit lanes, bring them into their natural order for free
-(``Chunk.accumulator_order``). How a convolution is cut into register tiles: ``matrix_layout``, ``depthwise_layout``, ``winograd_layout``;
-which of them a kernel has: ``choice``.
+(``Chunk.accumulator_order``). How a convolution is cut into register tiles: ``matrix_layout``, ``planes_layout``, ``depthwise_layout``,
+``winograd_layout``; which of them a kernel has: ``choice``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a convolution is a matrix product, cut into register tiles; shared by ``matrix``, ``amx`` and ``packing`` (no TVM here).
+"""How a convolution is a matrix product, in register tiles (no TVM here); shared by ``matrix``, ``amx``, ``planes`` and its packing.
 
 A convolution is a product of a pixel matrix and a weight matrix whose inner dimension is a list of *runs*: inputs that lie side by
 side in the NHWC map. Without dilation and groups the taps of one kernel row and their channels are one run of ``kw * channels``
