@@ -27,10 +27,10 @@ from qcompiler.passes.allocate import pareto
 from qcompiler.passes.allocate import table as tables
 from qcompiler.passes.allocate.costs import average_bits, average_budget, bops_budget, make_problem, size_budget
 from qcompiler.passes.allocate.groups import channel_bits, split
-from qcompiler.passes.allocate.items import Candidate, Items, find_items, with_bits
+from qcompiler.passes.allocate.items import ALLOWED, Candidate, Items, find_items, with_bits
 from qcompiler.passes.allocate.latency import latency_budget, latency_table
 from qcompiler.passes.allocate.measure import measure
-from qcompiler.passes.allocate.pins import parse_pins
+from qcompiler.passes.allocate.pins import OPTIONS, parse_pins
 from qcompiler.passes.allocate.problem import AllocationError, Budget, Problem, Solution
 from qcompiler.passes.allocate.salience import LayerGroups, layer_groups
 from qcompiler.passes.allocate.solver import Method, solve
@@ -119,7 +119,7 @@ class Allocate(Pass):
     def __post_init__(self) -> None:
         for option in ("bits", "activation_bits"):
             widths = getattr(self, option)
-            if any(not 2 <= width <= 8 for width in widths) or len(set(widths)) < len(widths):
+            if any(width not in ALLOWED for width in widths) or len(set(widths)) < len(widths):
                 raise PassError(f"{self.name}: {option} must be different numbers among 2..8, got {widths}")
         if not self.bits:
             raise PassError(f"{self.name}: bits must name one width at least")
@@ -241,7 +241,7 @@ def _checked(table: SensitivityTable, program: Program, items: Items, needed: Se
         if missing:
             raise CalibrationError(
                 f"the sensitivity table of metric '{table.metric}' has no row for {item} at {missing[0]} bits: measure it, or leave out "
-                f"{missing[0]} of the option '{'bits' if item.kind == 'weight' else 'activation_bits'}'"
+                f"{missing[0]} of the option '{OPTIONS[item.kind]}'"
             )
     return table
 

@@ -36,7 +36,9 @@ from qcompiler.sensitivity import Item
 _aten = torch.ops.aten
 
 BITS: tuple[int, ...] = (2, 3, 4, 6, 8)
-"""Bit-widths that are looked at unless others are asked for. Narrow integers end at 8 bits."""
+"""Bit-widths that are looked at unless others are asked for."""
+ALLOWED = range(2, 9)
+"""Bit-widths that may be asked for: narrow integers end at 8 bits, and one of 1 bit that is only rounded guesses."""
 
 
 @dataclass(frozen=True)

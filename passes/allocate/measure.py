@@ -13,7 +13,7 @@ from qcompiler.errors import CalibrationError, UnknownNameError
 from qcompiler.ir.fingerprint import Fingerprint
 from qcompiler.ir.program import Program
 from qcompiler.ir.types import Stage
-from qcompiler.passes.allocate.items import BITS, Items, find_items
+from qcompiler.passes.allocate.items import ALLOWED, BITS, Items, find_items
 from qcompiler.passes.allocate.metrics.base import REST_BITS, Metric, OutputMetric, make_metric
 from qcompiler.passes.allocate.rounding import activation_types
 from qcompiler.passes.allocate.study import (
@@ -211,7 +211,7 @@ def _check(program: Program, metric: Metric, data: CalibrationData | None, bits:
         raise CalibrationError(f"the program is at stage {program.stage.value}: sensitivity is measured at stage float, before 'quantize'")
     if data is None and metric.needs_data:
         raise CalibrationError(f"metric '{metric.name}' looks at samples: give calibration data, or images that 'synthesize' makes")
-    if not bits or any(not 2 <= width <= 8 for width in bits):
+    if not bits or any(width not in ALLOWED for width in bits):
         raise CalibrationError(f"bits must be among 2..8, got {', '.join(map(str, bits)) or 'none'}")
 
 

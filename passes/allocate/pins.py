@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterable
 
 from qcompiler.errors import PassError, UnknownNameError
-from qcompiler.passes.allocate.items import Items
+from qcompiler.passes.allocate.items import ALLOWED, Items
 from qcompiler.sensitivity import Item, ItemKind
 
 _PIN = re.compile(r"(?P<name>[^:]+):(?:w(?P<weight>\d+))?(?:a(?P<activation>\d+))?")
 _KINDS: tuple[ItemKind, ...] = ("weight", "activation")
+OPTIONS: dict[ItemKind, str] = {"weight": "bits", "activation": "activation_bits"}
+"""Of ``allocate``, with the bits that items of the kind may have."""
 
 # What lets an item have other bits, where it has some that are fixed.
 _RELEASE: dict[ItemKind, str] = {
@@ -52,4 +54,5 @@ def _bits(item: Item, bits: int, items: Items) -> int:
     listed = ", ".join(map(str, allowed))
     if item in items.fixed:
         raise PassError(f"pin of {item} to {bits} bits: it is fixed at {listed}: {_RELEASE[item.kind]}")
-    raise PassError(f"pin of {item} to {bits} bits: it may have {listed}: add {bits} to the option for its kind")
+    way_out = f"add {bits} to the option '{OPTIONS[item.kind]}'" if bits in ALLOWED else "choose one of these"
+    raise PassError(f"pin of {item} to {bits} bits: it may have {listed}: {way_out}")

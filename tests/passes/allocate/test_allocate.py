@@ -200,7 +200,16 @@ def test_a_latency_budget_reads_the_table_of_this_machine_alone(tmp_path: Path) 
         ("average_weight_bits=1.5", AllocationError, "average_weight_bits = 1.5 bits is below the minimum of 2 bits: raise"),
         ("size=10", AllocationError, "budget size = 10 bytes is below the minimum of"),
         ("average_weight_bits=4,pins=(conv2d_9:w4)", UnknownNameError, "unknown weight in a pin: 'conv2d_9': did you mean 'conv2d"),
-        ("average_weight_bits=4,pins=(conv2d:w5)", PassError, "pin of weight 'conv2d' to 5 bits: it may have 2, 3, 4, 6, 8"),
+        (
+            "average_weight_bits=4,pins=(conv2d:w5)",
+            PassError,
+            "pin of weight 'conv2d' to 5 bits: it may have 2, 3, 4, 6, 8: add 5 to the option 'bits'",
+        ),
+        (
+            "average_weight_bits=4,pins=(conv2d:w1)",
+            PassError,
+            "pin of weight 'conv2d' to 1 bits: it may have 2, 3, 4, 6, 8: choose one of these",
+        ),
         (
             "average_weight_bits=4,pins=(relu:a4)",
             PassError,
