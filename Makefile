@@ -16,8 +16,9 @@ SOURCES := qcompiler passes backends tests examples benchmarks
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
+# In the order of the files: few long tests at the end would leave one process alone.
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(SOURCES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.efficientnet_lite import normalize, same_padding
+from models.efficientnet_lite import same_padding
 from models.resnet_imagenet import resnet18, resnet50
 
 
@@ -21,13 +21,6 @@ def test_resnet20_classifies_180_of_200(resnet20: nn.Module, cifar10_test: tuple
 
 def test_resnet56_classifies_182_of_200(resnet56: nn.Module, cifar10_test: tuple[torch.Tensor, torch.Tensor]) -> None:
     assert correct(resnet56, *cifar10_test) == 182
-
-
-def test_efficientnet_lite0_accuracy(efficientnet_lite0: nn.Module, imagenet_sample: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """88.1 % on all 1000; a sample of 200 has a standard deviation of 2.1 points around that (drawn without replacement)."""
-    images, labels = imagenet_sample[0][:200], imagenet_sample[1][:200]
-    hits = sum(correct(efficientnet_lite0, normalize(x), y) for x, y in zip(images.split(20), labels.split(20), strict=True))
-    assert 0.881 - 0.063 < hits / 200 < 0.881 + 0.063
 
 
 @pytest.mark.parametrize(

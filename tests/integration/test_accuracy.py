@@ -37,11 +37,12 @@ def test_resnet20_loses_nothing_on_a_thousand_jpeg_images(assets: Path) -> None:
 
 @pytest.mark.slow
 def test_efficientnet_lite0_stays_within_three_quarters_of_a_point(assets: Path) -> None:
-    """0.75 points of 200 images are one image and a half."""
+    """0.75 points of 200 images are one image and a half. The float model: 88.1 % of all 1,000, 200 within 6.3 points of it."""
     pytest.importorskip("PIL", reason="needs Pillow to read the images")
     task: Task = imagenet_task(assets)
     row = measure(task, quantize(task, {}), _every(4, task.measured[0]))
-    assert row.images == 200 and row.float_top1 - row.integer_top1 <= 1.5 / 200
+    assert row.images == 200 and abs(row.float_top1 - 0.881) < 0.063
+    assert row.float_top1 - row.integer_top1 <= 1.5 / 200
     assert row.differing <= 6 and row.logits_sqnr >= 18.0
 
 

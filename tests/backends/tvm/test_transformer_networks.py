@@ -13,7 +13,7 @@ from qcompiler import native
 from qcompiler.backends.tvm.target import TARGETS
 from qcompiler.ir.types import DynamicSize
 
-BATCHES = (1, 12, 87)  # 100 images
+BATCHES = (1, 4, 95)  # 100 images
 LENGTHS = {5: (1, 12, 30), 16: (1, 6, 30), 33: (1, 4, 15)}  # sequence length -> batch sizes: 100 sentences
 VOCABULARY = 30522
 SMALL_BATCH = 13

@@ -137,7 +137,7 @@ def test_golden_text(stage: str, norm_order: tuple[str, list[Program]]) -> None:
 STEPS = 8.0
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
     seed=st.integers(0, 2**16),
     heads=st.sampled_from([1, 2, 4]),
