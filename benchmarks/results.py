@@ -27,6 +27,7 @@ import qcompiler as qc
 import sentences
 from models import vit
 from models.bert import load_minilm
+from qcompiler.documents import replaced
 from qcompiler.pipeline.instruments import signal_to_noise
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -322,22 +323,45 @@ to 0.1 dB, and single predictions differ.
 """
 
 
-def main() -> None:
-    """Measure what is asked for and write the document."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES))
+def command(
+    description: str,
+    tables: Mapping[str, Table],
+    document: str,
+    written: Callable[[str, list[str]], str],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Measure what is asked for, by the command line, and write ``docs/<document>``.
+
+    Args:
+        description: of the command.
+        tables: by the names that ``--tables`` takes.
+        written: the document's new text, from its old one and the tables of which anything was measured.
+        arguments: of the command line; none: those of the process.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--tables", nargs="+", choices=list(tables), default=list(tables))
     parser.add_argument("--rows", default="", help="measure rows whose names this regular expression finds; others stay as measured before")
     parser.add_argument("--again", action="store_true", help="measure rows that were measured before")
     parser.add_argument("--assets", type=Path, default=ROOT.parent / "shared" / "assets")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "results")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results.md")
-    arguments = parser.parse_args()
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / document)
+    options = parser.parse_args(arguments)
     parts = []
-    for name, table in TABLES.items():
-        figures = [measured(name, table, row, arguments) for row in table.rows]
+    for name, table in tables.items():
+        figures = [measured(name, table, row, options) for row in table.rows]
         if any(values is not None for values in figures):
             parts.append(markdown(table, figures))
-    arguments.output.write_text(INTRODUCTION + "\n".join(parts))
+    options.output.write_text(written(options.output.read_text() if options.output.exists() else "", parts))
+
+
+def between(begin: str, end: str, heading: str) -> Callable[[str, list[str]], str]:
+    """For ``command``: tables between two marks of a document, under headings of this level (``###``)."""
+    return lambda text, parts: replaced(text, begin, end, "\n".join(part.replace("## ", f"{heading} ", 1) for part in parts).strip())
+
+
+def main() -> None:
+    """Measure what is asked for and write the document."""
+    command(__doc__, TABLES, "results.md", lambda _, parts: INTRODUCTION + "\n".join(parts))
 
 
 if __name__ == "__main__":

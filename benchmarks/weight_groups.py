@@ -8,7 +8,6 @@ figures are kept in ``build/results``.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +16,7 @@ import torch
 import allocation_study
 import results
 import rotation
-from qcompiler.documents import replaced
-from results import MINILM_COLUMNS, ROOT, VIT_COLUMNS, Figures, Row, Table
+from results import MINILM_COLUMNS, VIT_COLUMNS, Figures, Row, Table
 
 BEGIN, END = "<!-- groups: begin, written by benchmarks/weight_groups.py -->", "<!-- groups: end -->"
 # Recipe w4a8, without what results.compiled puts around every pipeline.
@@ -50,20 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is asked for and write the tables."""
     results.MEASURES["resnet20-1000"] = measure_resnet20
     assert rotation.TABLES  # its import registers the others
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES))
-    parser.add_argument("--rows", default="", help="measure rows whose names this regular expression finds; others stay as measured before")
-    parser.add_argument("--again", action="store_true", help="measure rows that were measured before")
-    parser.add_argument("--assets", type=Path, default=ROOT.parent / "shared" / "assets")
-    parser.add_argument("--results", type=Path, default=ROOT / "build" / "results")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "recipes.md")
-    options = parser.parse_args(arguments)
-    parts = []
-    for name, table in TABLES.items():
-        figures = [results.measured(name, table, row, options) for row in table.rows]
-        if any(values is not None for values in figures):
-            parts.append(results.markdown(table, figures).replace("## ", "#### "))
-    options.output.write_text(replaced(options.output.read_text(), BEGIN, END, "\n".join(parts).strip()))
+    results.command(__doc__ or "", TABLES, "recipes.md", results.between(BEGIN, END, "####"), arguments)
 
 
 if __name__ == "__main__":
