@@ -27,6 +27,7 @@ from torch import fx
 from qcompiler.errors import PassError
 from qcompiler.ir import edit
 from qcompiler.ir.float_ops import UNARY_OPS
+from qcompiler.ir.layers import channel_axis
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe, provenance_of
 from qcompiler.ir.types import Precision, Stage
@@ -175,7 +176,7 @@ def _split(program: Program, layer: fx.Node, copies: dict[str, list[str]], made_
         return
     chain = _fused(layer)
     last = chain[-1]
-    axis = last.meta["val"].ndim + (-1 if layer.target is _aten.linear.default else -3)
+    axis = last.meta["val"].ndim + channel_axis(layer)
     site = Site(program.graph_module, last, made_by)
     parts = [_part(site, chain, run, axis) for run in runs]
     for position, op in enumerate(chain):

@@ -12,6 +12,7 @@ from torch import fx
 from qcompiler.calibration.statistics import Grouping, Observation, ObserverKind, ObserverSpec, StatisticRequest
 from qcompiler.errors import CalibrationError
 from qcompiler.ir import edit, elementwise
+from qcompiler.ir.layers import channel_axis
 from qcompiler.ir.program import Program
 from qcompiler.ir.provenance import describe
 from qcompiler.ir.types import QuantizedType, Stage, probability_type
@@ -237,9 +238,8 @@ class Quantize(Pass):
             replace_operand(node, weight, rounded, self.name)
         if node in groups.internal:
             shape = node.meta["val"].shape
-            channels = shape[-1] if node.target is _aten.linear.default else shape[1]
-            channel_axis = len(shape) - 1 if node.target is _aten.linear.default else 1
-            types[node, Width.NARROW] = accumulator_type(input_type, rounded.quantized, channels, channel_axis)
+            axis = len(shape) + channel_axis(node)
+            types[node, Width.NARROW] = accumulator_type(input_type, rounded.quantized, shape[axis], axis)
 
     def round_weight(self, layer: fx.Node, bits: int, input_type: QuantizedType | None) -> QuantizedConstant | GroupedWeight:
         """A layer's weight in so many bits, with factors for groups where the option asks for them; ``input_type`` bounds its bias."""
