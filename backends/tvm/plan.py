@@ -133,15 +133,16 @@ class Plan:
         layers: dict[str, list[str]] = {}
         for step in self.body:
             if isinstance(step.kernel, kernels.ConvolutionKernel):
-                for kind in _weight_kind(step.kernel):
+                kind = _weight_kind(step.kernel)
+                if kind is not None:
                     layers.setdefault(kind, []).append(step.nodes[0])
         return tuple(f"{kind}: {', '.join(dict.fromkeys(names))}" for kind, names in sorted(layers.items()))
 
 
-def _weight_kind(kernel: kernels.ConvolutionKernel) -> tuple[str, ...]:
+def _weight_kind(kernel: kernels.ConvolutionKernel) -> str | None:
     if kernel.bit_planes is not None:
-        return (f"bits counted, weights of {kernel.bit_planes.weights} by inputs of {kernel.bit_planes.inputs}",)
-    return (f"weights read as {kernel.weight_bits} bits",) if kernel.weight_bits < 8 else ()
+        return f"bits counted, weights of {kernel.bit_planes.weights} by inputs of {kernel.bit_planes.inputs}"
+    return f"weights read as {kernel.weight_bits} bits" if kernel.weight_bits < 8 else None
 
 
 _KINDS: Mapping[str, type] = {

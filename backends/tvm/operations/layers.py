@@ -42,8 +42,10 @@ def _convolution(planner: Planner, node: fx.Node) -> None:
         "dilation": window.dilation,
         "groups": argument(fusion.root, "groups"),
     }
+    assert x.activation is not None and output.activation is not None  # feature maps have one
+    kernel = _kernel(planner, fusion, x.activation, residual.activation if residual is not None else None, output.activation, geometry)
     for sample in range(output.maxima[0]):
-        _accumulate(planner, fusion, x, residual, output, geometry, sample)
+        _call(planner, fusion, kernel, [view for view in (x, residual) if view is not None], output, sample)
 
 
 def _linear(planner: Planner, node: fx.Node) -> None:
@@ -63,16 +65,6 @@ def linear_kernel(planner: Planner, fusion: Fusion) -> ConvolutionKernel:
 def linear_inputs(planner: Planner, fusion: Fusion) -> list[View]:
     """The matrices that its kernel reads: input, [residual operand]."""
     return [planner.matrix(node) for node in (argument(fusion.root, "x"), fusion.residual) if node is not None]
-
-
-def _accumulate(
-    planner: Planner, fusion: Fusion, x: View, residual: View | None, output: View, geometry: Mapping[str, Any], sample: int = 0
-) -> None:
-    """The call of a convolution kernel for one sample."""
-    assert x.activation is not None and output.activation is not None  # feature maps have one
-    operand = residual.activation if residual is not None else None
-    kernel = _kernel(planner, fusion, x.activation, operand, output.activation, geometry)
-    _call(planner, fusion, kernel, [view for view in (x, residual) if view is not None], output, sample)
 
 
 def _kernel(
