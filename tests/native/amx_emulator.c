@@ -4,8 +4,13 @@
  * Covered: LDTILECFG, STTILECFG, TILERELEASE, TILEZERO, TILELOADD, TILELOADDT1, TILESTORED, TDPB{SS,SU,US,UU}D with the checks that
  * make them fault (Intel SDM volume 2). Any other illegal instruction keeps its meaning: the process dies of SIGILL.
  *
- *   int amx_emulator_install(void)        0, or -1 where the handler could not be installed
+ *   int amx_emulator_install(void)          0, or -1 where the handler could not be installed
+ *   int amx_emulator_remove(void)           0, or -1; SIGILL means again what it meant before
  *   unsigned long amx_emulator_count(void)  instructions executed so far, by all threads
+ *   void amx_emulator_follow(times, counts, steps)
+ *                                           from now on add up by steps and kinds; of one thread alone. NULL, NULL, 0: no longer
+ * A step is over when its entry of int64_t times[steps] is not 0: what qc_set_profile of a compiled program takes, with entries of
+ * steps that do not run set before. int64_t counts[steps][KINDS] has the kinds in the order of enum kind.
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -17,6 +22,8 @@
 enum { TILES = 8, MAX_ROWS = 16, MAX_BYTES = 64, CONFIGURATION = 64 };
 enum { VEX3 = 0xC4, MAP_0F38 = 2 };
 enum { PREFIX_NONE, PREFIX_66, PREFIX_F3, PREFIX_F2 };
+/* LDTILECFG, STTILECFG, TILERELEASE, TILEZERO, TILELOADD, TILELOADDT1, TILESTORED, TDPB*D */
+enum kind { ILLEGAL = -1, CONFIGURE, STORE_CONFIGURATION, RELEASE, ZERO, LOAD, LOAD_STREAMED, STORE, MULTIPLY, KINDS };
 
 struct tile {
     uint8_t rows;
@@ -29,6 +36,12 @@ static __thread struct {
     struct tile tiles[TILES];
 } state;
 static atomic_ulong executed;
+static struct sigaction before;
+static struct {
+    const int64_t *times;
+    int64_t (*counts)[KINDS];
+    int steps, step;
+} followed;
 
 /* An instruction: its opcode and what its ModRM byte names. */
 struct instruction {
@@ -165,49 +178,66 @@ static int dot_product(const struct instruction *i)
     return 1;
 }
 
-static int configure(const struct instruction *i)
+static enum kind configure(const struct instruction *i)
 {
     if (i->is_memory && i->prefix == PREFIX_NONE && i->reg == 0)
-        return load_configuration(i->base);
+        return load_configuration(i->base) ? CONFIGURE : ILLEGAL;
     if (i->is_memory && i->prefix == PREFIX_66 && i->reg == 0) {
         memcpy(i->base, state.configuration, CONFIGURATION);
-        return 1;
+        return STORE_CONFIGURATION;
     }
     if (!i->is_memory && i->prefix == PREFIX_NONE && i->reg == 0 && i->rm == 0) {
         memset(&state, 0, sizeof state);
-        return 1;
+        return RELEASE;
     }
     struct tile *tile = configured(i->reg);
     if (i->is_memory || i->prefix != PREFIX_F2 || i->rm != 0 || !tile)
-        return 0;
+        return ILLEGAL;
     memset(tile->data, 0, sizeof tile->data);
-    return 1;
+    return ZERO;
 }
 
-static int execute(const struct instruction *i)
+static enum kind execute(const struct instruction *i)
 {
     switch (i->opcode) {
     case 0x49:
         return configure(i);
     case 0x4B:
         if (!i->is_memory || i->prefix == PREFIX_NONE)
-            return 0;
-        return i->prefix == PREFIX_F3 ? store_tile(i) : load_tile(i);
+            return ILLEGAL;
+        if (i->prefix == PREFIX_F3)
+            return store_tile(i) ? STORE : ILLEGAL;
+        if (!load_tile(i))
+            return ILLEGAL;
+        return i->prefix == PREFIX_F2 ? LOAD : LOAD_STREAMED;
     case 0x5E:
-        return !i->is_memory && dot_product(i);
+        return !i->is_memory && dot_product(i) ? MULTIPLY : ILLEGAL;
     default:
-        return 0;
+        return ILLEGAL;
     }
+}
+
+static void tally(enum kind kind)
+{
+    atomic_fetch_add(&executed, 1);
+    if (!followed.counts)
+        return;
+    while (followed.step < followed.steps - 1 && followed.times[followed.step])
+        followed.step++;
+    followed.counts[followed.step][kind]++;
 }
 
 static void on_illegal_instruction(int number, siginfo_t *info, void *opaque)
 {
     ucontext_t *context = opaque;
     struct instruction instruction;
+    enum kind kind = ILLEGAL;
     (void)info;
-    if (decode(context, (const uint8_t *)(intptr_t)context->uc_mcontext.gregs[REG_RIP], &instruction) && execute(&instruction)) {
+    if (decode(context, (const uint8_t *)(intptr_t)context->uc_mcontext.gregs[REG_RIP], &instruction))
+        kind = execute(&instruction);
+    if (kind != ILLEGAL) {
         context->uc_mcontext.gregs[REG_RIP] += instruction.length;
-        atomic_fetch_add(&executed, 1);
+        tally(kind);
         return;
     }
     signal(number, SIG_DFL); /* the instruction is tried again and ends the process */
@@ -216,7 +246,20 @@ static void on_illegal_instruction(int number, siginfo_t *info, void *opaque)
 int amx_emulator_install(void)
 {
     struct sigaction action = {.sa_sigaction = on_illegal_instruction, .sa_flags = SA_SIGINFO | SA_NODEFER};
-    return sigaction(SIGILL, &action, NULL);
+    return sigaction(SIGILL, &action, &before);
+}
+
+int amx_emulator_remove(void)
+{
+    return sigaction(SIGILL, &before, NULL);
+}
+
+void amx_emulator_follow(const int64_t *times, int64_t *counts, int steps)
+{
+    followed.times = times;
+    followed.counts = (int64_t(*)[KINDS])counts;
+    followed.steps = steps;
+    followed.step = 0;
 }
 
 unsigned long amx_emulator_count(void)

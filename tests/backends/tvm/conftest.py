@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from amx_emulator import AmxEmulator
 from qcompiler import native
-
-SOURCE = Path(__file__).resolve().parents[2] / "native" / "amx_emulator.c"
 
 
 @pytest.fixture(scope="session")
-def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], int]:
+def emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], int]]:
     """From here on this process executes AMX instructions, by ``amx_emulator.c`` where the machine has none of its own.
 
     The function gives the number of instructions that were emulated so far.
     """
     if native.request_amx():
-        return lambda: 0
-    path = tmp_path_factory.mktemp("amx") / "amx_emulator.so"
-    subprocess.run(["gcc", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O2", "-fPIC", "-shared", "-o", path, SOURCE], check=True)
-    library = ctypes.CDLL(str(path))
-    library.amx_emulator_count.restype = ctypes.c_ulong
-    assert library.amx_emulator_install() == 0
-    return lambda: int(library.amx_emulator_count())
+        yield lambda: 0
+        return
+    with AmxEmulator(tmp_path_factory.mktemp("amx")) as emulator:
+        yield lambda: emulator.executed
 
 
 @pytest.fixture
