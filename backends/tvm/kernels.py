@@ -85,17 +85,27 @@ def is_dynamic(kernel: object) -> bool:
 
 @dataclass(frozen=True)
 class Activation:
-    """A feature map in the arena: rows of ``(left + width + right) * channels`` elements, ``top + height + bottom`` of them."""
+    """A feature map in the arena: rows of ``left + width + right`` pixels, ``top + height + bottom`` of them.
+
+    ``pitch``: elements from one pixel to the next where the map is some of the channels of a wider one, None where pixels follow each
+    other. What lies between its pixels belongs to others and is never written.
+    """
 
     height: int
     width: int
     channels: int
     dtype: Dtype
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)  # top, bottom, left, right
+    pitch: int | None = None
+
+    @property
+    def pixel_stride(self) -> int:
+        """Elements from one pixel to the next."""
+        return self.channels if self.pitch is None else self.pitch
 
     @property
     def row_stride(self) -> int:
-        return (self.halo[2] + self.width + self.halo[3]) * self.channels
+        return (self.halo[2] + self.width + self.halo[3]) * self.pixel_stride
 
     @property
     def elements(self) -> int:
@@ -104,7 +114,11 @@ class Activation:
     @property
     def origin(self) -> int:
         """Offset of the first element inside the halo."""
-        return self.halo[0] * self.row_stride + self.halo[2] * self.channels
+        return self.halo[0] * self.row_stride + self.halo[2] * self.pixel_stride
+
+    def part(self, channels: int) -> Activation:
+        """So many of its channels where they lie: from the first one, or from any other if the buffer is taken to start that much later."""
+        return self if channels == self.channels else dataclasses.replace(self, channels=channels, pitch=self.pixel_stride)
 
 
 @dataclass(frozen=True)

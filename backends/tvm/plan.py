@@ -13,7 +13,7 @@ from qcompiler.backends.tvm import kernels
 from qcompiler.backends.tvm.kernels import Kernel, PackedKernel
 from qcompiler.errors import ArtifactError
 
-FORMAT = 3
+FORMAT = 4
 Space = Literal["arena", "parameters", "input", "output", "extents"]
 
 

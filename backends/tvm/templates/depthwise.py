@@ -99,7 +99,7 @@ class _DepthwiseKernel:
         size = chunk.lanes * layout.instructions.depthwise_taps
         with T.serial(0, (count - 1) * stride_x + layout.reach) as column:
             for product, input_rows in enumerate(layout.slots):
-                start = corner + column * kernel.input.channels
+                start = corner + column * kernel.input.pixel_stride
                 taps = self._interleaved([start + self._valid_row(row, rows) * kernel.input.row_stride for row in input_rows], chunk.lanes)
                 for index, tap in enumerate(taps):
                     e.store(columns, column * (layout.column_taps * chunk.channels) + (product * _VECTORS + index) * size, tap)

@@ -34,7 +34,7 @@ class Place:
 
 def position(activation: Activation, row: Expr, column: Expr) -> Expr:
     """Index in the buffer of the first channel of a pixel."""
-    return activation.origin + row * activation.row_stride + column * activation.channels
+    return activation.origin + row * activation.row_stride + column * activation.pixel_stride
 
 
 class Epilogue:

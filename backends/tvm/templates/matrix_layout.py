@@ -1,9 +1,9 @@
 """How a convolution is a matrix product, in register tiles (no TVM here); shared by ``matrix``, ``amx``, ``planes`` and its packing.
 
 A convolution is a product of a pixel matrix and a weight matrix whose inner dimension is a list of *runs*: inputs that lie side by
-side in the NHWC map. Without dilation and groups the taps of one kernel row and their channels are one run of ``kw * channels``
-bytes; otherwise each tap is a run of the group's channels. A run is padded to the instruction's granule with zero weights, so the
-bytes that are read past its end do not matter. Chunks of output channels are cut into *panels* that one register tile covers.
+side in the NHWC map. Without dilation and groups, in a map without a pitch, the taps of one kernel row and their channels are one run of
+``kw * channels`` bytes; otherwise each tap is a run of the group's channels. A run is padded to the instruction's granule with zero
+weights, so the bytes that are read past its end do not matter. Chunks of output channels are cut into *panels* that one register tile covers.
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ def layout_with(kernel: ConvolutionKernel, instructions: InstructionSet, planes:
     merged = _merged_groups(kernel, instructions.lanes)
     groups = kernel.groups // merged
     inputs = kernel.input.channels // groups
-    contiguous = groups == 1 and kernel.dilation[1] == 1
     width = kernel.kernel[1]
+    contiguous = groups == 1 and (width == 1 or (kernel.dilation[1] == 1 and kernel.input.pitch is None))
     return MatrixLayout(
         instructions=instructions,
         groups=groups,
@@ -202,7 +202,7 @@ def layout_with(kernel: ConvolutionKernel, instructions: InstructionSet, planes:
         kernel_rows=kernel.kernel[0],
         runs=1 if contiguous else width,
         run_length=width * inputs if contiguous else inputs,
-        run_stride=kernel.dilation[1] * kernel.input.channels,
+        run_stride=kernel.dilation[1] * kernel.input.pixel_stride,
         widest_chunk={"int32": 1, "int16": 2}.get(kernel.output.dtype, 4),
         planes=planes,
     )

@@ -82,9 +82,8 @@ class _PlanesKernel:
                 self._cut_pixel(T.Bind(first + index))
 
     def _cut_pixel(self, pixel: Expr) -> None:
-        channels = self._kernel.input.channels
-        words, rest = divmod(channels, WORD)
-        start, target = T.Bind(pixel * channels), T.Bind(pixel * self._layout.words.channels)
+        words, rest = divmod(self._kernel.input.channels, WORD)
+        start, target = T.Bind(pixel * self._kernel.input.pixel_stride), T.Bind(pixel * self._layout.words.channels)
         total = T.alloc_buffer((1,), "int32", scope="local") if self._pixel_sums is not None else None
         if total is not None:
             T.buffer_store(total, T.int32(0), [0])

@@ -86,11 +86,11 @@ def planes_layout(kernel: ConvolutionKernel, target: str) -> PlanesLayout:
     assert kernel.bit_planes is not None  # the callers' choice
     instructions = PLANE_INSTRUCTION_SETS[instruction_set(target).name]
     words = -(-kernel.input.channels // WORD)
-    padded = replace(kernel, input=replace(kernel.input, channels=words * WORD))
+    padded = replace(kernel, input=replace(kernel.input, channels=words * WORD, pitch=None))
     planes = kernel.bit_planes.inputs
     for_all = replace(instructions, product_cost=planes * instructions.product_cost)
     layout = PlanesLayout(replace(layout_with(padded, for_all), sums=planes), kernel.bit_planes, kernel.input)
-    return replace(layout, words=replace(kernel.input, channels=words * layout.parts, dtype="int32"))
+    return replace(layout, words=replace(padded.input, channels=words * layout.parts, dtype="int32"))
 
 
 def bit_planes(weight: NDArray[np.int8], low: int, high: int) -> BitPlanes | None:

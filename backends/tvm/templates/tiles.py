@@ -82,7 +82,7 @@ def each_tile(
 def window_offsets(kernel: ConvolutionKernel, tile: OutputTile, source: Activation) -> list[int]:
     """Where the windows of a tile's outputs start in a map, from where that of the first one does."""
     stride_y, stride_x = kernel.stride
-    return [r * stride_y * source.row_stride + c * stride_x * source.channels for r in range(tile.rows) for c in range(tile.columns)]
+    return [r * stride_y * source.row_stride + c * stride_x * source.pixel_stride for r in range(tile.rows) for c in range(tile.columns)]
 
 
 def store_tile(epilogue: Epilogue, layout: MatrixLayout, tile: OutputTile, sums: e.Sums) -> None:

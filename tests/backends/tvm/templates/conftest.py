@@ -138,15 +138,20 @@ def random_map(activation: Activation, generator: np.random.Generator) -> Array:
 def interior(activation: Activation, buffer: Array) -> Array:
     """The map without its halo, [height, width, channels]."""
     top, _, left, _ = activation.halo
-    rows = buffer.reshape(-1, activation.row_stride // activation.channels, activation.channels)
-    return rows[top : top + activation.height, left : left + activation.width]
+    return pixels(activation, buffer)[top : top + activation.height, left : left + activation.width]
+
+
+def pixels(activation: Activation, buffer: Array) -> Array:
+    """The map with its halo, without what lies between its pixels."""
+    stride = activation.pixel_stride
+    return buffer.reshape(-1, activation.row_stride // stride, stride)[..., : activation.channels]
 
 
 def accumulators(case: Case) -> NDArray[np.int64]:
     """The convolution tap by tap, [height, width, channels], read from the buffer with its halo."""
     kernel = case.kernel
     top, _, left, _ = kernel.input.halo
-    rows = case.input.reshape(-1, kernel.input.row_stride // kernel.input.channels, kernel.input.channels).astype(np.int64)
+    rows = pixels(kernel.input, case.input).astype(np.int64)
     height, width, outputs = kernel.output.height, kernel.output.width, kernel.output.channels
     weight = case.constants["weight"].astype(np.int64)
     if kernel.weight_group:
@@ -205,7 +210,7 @@ class CompiledKernel:
         assert self._function(*pointers) == 0
         written = interior(output, memory[start : start + size].view(output.dtype))
         result = written.copy()
-        written.view(np.uint8)[...] = GUARD
+        written[...] = np.frombuffer(bytes([GUARD] * written.itemsize), written.dtype)[0]
         assert (memory == GUARD).all(), "written outside of the output map"
         return result
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -88,6 +89,30 @@ def test_depthwise_shapes(name: str, target: str, check: Check) -> None:
     check(DEPTHWISE[name], target)
 
 
+def with_pitch(kernel: ConvolutionKernel) -> ConvolutionKernel:
+    """The kernel between maps that are some of the channels of wider ones."""
+    epilogue = kernel.epilogue
+    if isinstance(epilogue, ResidualAdd):
+        epilogue = replace(epilogue, operand=replace(epilogue.operand, pitch=epilogue.operand.channels + 7))
+    x, y = (replace(each, pitch=each.channels + more) for each, more in ((kernel.input, 13), (kernel.output, 5)))
+    return replace(kernel, input=x, output=y, epilogue=epilogue)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "name",
+    ["3x3 stride 2, tail of one channel", "pointwise", "linear, rows", "wide halos", "narrow groups"],
+)
+def test_some_channels_of_wider_maps(name: str, target: str, check: Check) -> None:
+    check(with_pitch(SHAPES[name]), target)
+
+
+@pytest.mark.parametrize("target", TARGETS[:2])
+@pytest.mark.parametrize("name", ["3x3, mixed chunks", "5x5 stride 2"])
+def test_some_channels_of_wider_maps_depthwise(name: str, target: str, check: Check) -> None:
+    check(with_pitch(DEPTHWISE[name]), target)
+
+
 WINOGRAD = {
     "whole tiles": convolution((8, 12), (32, 128), (3, 3), padding=(1, 1)),
     "tiles past the end, no halo to read there": convolution((18, 11), (64, 64), (3, 3), padding=(0, 1), extra_halo=(1, 0, 2, 0)),
@@ -106,6 +131,10 @@ WINOGRAD = {
 def test_winograd(name: str, check: Check) -> None:
     assert uses_winograd(WINOGRAD[name], "x86-64-vnni")
     check(WINOGRAD[name], "x86-64-vnni")
+
+
+def test_winograd_between_some_channels_of_wider_maps(check: Check) -> None:
+    check(with_pitch(WINOGRAD["residual add"]), "x86-64-vnni")
 
 
 @pytest.mark.parametrize("channels", [224, 256])
@@ -184,14 +213,16 @@ def test_residual_add(operand: Any, output: str, target: str, check: Check) -> N
     addend = Activation(4, 5, 50, operand, (1, 0, 2, 1))
     shift = 18 if output != "int16" else 8
     epilogue = ResidualAdd(addend, output != "int8", 3, shift, zero_point, low, high)
-    check(convolution((4, 5), (12, 50), (3, 3), padding=(1, 1), epilogue=epilogue, dtypes=("uint8", output)), target)
+    kernel = convolution((4, 5), (12, 50), (3, 3), padding=(1, 1), epilogue=epilogue, dtypes=("uint8", output))
+    check(with_pitch(kernel) if operand == "int8" else kernel, target)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("output", "channels"), [("uint8", 117), ("int8", 33)])
 def test_table(output: str, channels: int, target: str, check: Check) -> None:
     epilogue = requantization("narrow", output, per_channel=True)
-    check(convolution((2, 3), (20, channels), epilogue=epilogue, dtypes=("uint8", output), table=True), target)
+    kernel = convolution((2, 3), (20, channels), epilogue=epilogue, dtypes=("uint8", output), table=True)
+    check(with_pitch(kernel) if output == "int8" else kernel, target)
 
 
 def test_table_after_depthwise(check: Check) -> None:

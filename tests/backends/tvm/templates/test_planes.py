@@ -45,6 +45,10 @@ def convolution(
     return ConvolutionKernel(*maps, *geometry, 1, epilogue, bit_planes=planes)
 
 
+def with_pitch(kernel: ConvolutionKernel) -> ConvolutionKernel:
+    return replace(kernel, input=replace(kernel.input, pitch=kernel.input.channels + 13), output=replace(kernel.output, pitch=24))
+
+
 def _dtype(planes: BitPlanes) -> Any:
     return "int8" if planes.input_low < 0 else "uint8"
 
@@ -57,6 +61,7 @@ CASES = {
     "1 by 8, all of int8": linear(3, 64, 40, ZERO_ONE, HIGH, "uint8"),
     "3 by 2, steps of two": linear(2, 96, 8, BitPlanes(3, -7, 2, 2, 0)),
     "2 by 2, 3x3, inputs with a sign": convolution(3, (20, 70), BitPlanes(2, -1, 1, 2, -2)),
+    "2 by 2, 3x3, some channels of wider maps": with_pitch(convolution(3, (20, 18), BitPlanes(2, -1, 1, 2, 0), (3, 4))),
     "1 by 1, 3x3, many words": convolution(3, (130, 16), BINARY, (3, 4), stride=2, extra_halo=(1, 0, 2, 1)),
     "1 by 1, dilated, runs of many words": convolution(3, (340, 8), BINARY, (3, 3), dilation=2),
     "1 by 2, pointwise, every second pixel": convolution(1, (40, 48), BitPlanes(1, -1, 2, 2, 0), (8, 9), stride=2),
