@@ -8,7 +8,8 @@ and its rows that were stored before are not stored again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -27,6 +28,7 @@ _LANES = 16
 _WEIGHT_TILE = _TILE_ROWS * _TILE_BYTES
 _INPUT_TILE = 4  # tiles 0 to 3 hold sums
 _WEIGHT_TILES = (5, 6, 7)
+_TASKS = 16  # at least, where there are so many tiles: enough to divide among threads
 _CONFIGURATION_BYTES, _PALETTE, _COLUMN_BYTES, _ROWS = 64, 0, 16, 48  # Intel SDM volume 1, 18.2
 
 
@@ -57,7 +59,7 @@ def _pixels(kernel: ConvolutionKernel) -> _Pixels:
     height, width = output_map(kernel)
     if kernel.stride != (1, 1) or height == 1:
         return _Pixels(height, width, width, width)
-    pitch = kernel.input.row_stride // kernel.input.pixel_stride
+    pitch = kernel.input.row_stride // kernel.input.channels
     return _Pixels(1, (height - 1) * pitch + width, pitch, width)
 
 
@@ -74,34 +76,47 @@ class AmxKernel:
         self._epilogue = Epilogue(kernel, buffers, permutes_bytes=True)
 
     def emit(self) -> None:
-        """One parallel loop over panels and rows or, where all is one row, parts of it; each task configures the tiles."""
+        """One parallel loop over panels and rows or, where all is one row, parts of it; a thread configures its tiles once."""
         fixed = -(-self._pixels.columns // self._tile_rows)
-        self._emit_tiles(e.parallel, e.pieces(fixed, self._tile_rows, self._kernel.rows, self._buffers.get("extents")))
+        tiles = e.pieces(fixed, self._tile_rows, self._kernel.rows, self._buffers.get("extents"))
+        sharing = self._layout.groups * self._panel_count * self._pixels.rows
+        length = e.ceiling(tiles, min(fixed, -(-_TASKS // sharing)))
+        if sharing == fixed == 1:
+            self._emit_tiles(T.serial, tiles, length)
+            return
+        with e.per_thread():
+            self._emit_tiles(T.parallel, tiles, length)
 
     def emit_first(self, count: Expr) -> None:
         """Of a layer the tiles with the first ``count`` rows, one after the other, as a part of another kernel's task."""
-        self._emit_tiles(e.serial, T.Bind(T.truncdiv(count + (self._tile_rows - 1), self._tile_rows)))
+        tiles = e.ceiling(count, self._tile_rows)
+        self._emit_tiles(T.serial, tiles, tiles)
 
-    def _emit_tiles(self, loop: e.Loop, tiles: Expr | int) -> None:
+    @property
+    def _panel_count(self) -> int:
         panels, rest = self._layout.panels(self._panel_vectors)
-        panel_count, rows = panels + bool(rest), self._pixels.rows
-        parts, tiles_in_part = (tiles, 1) if rows == 1 else (1, tiles)
-        with loop(self._layout.groups * panel_count * rows * parts) as task:
+        return panels + bool(rest)
+
+    def _emit_tiles(self, loop: Callable[..., AbstractContextManager[Expr]], tiles: Expr | int, length: Expr | int) -> None:
+        """``tiles``: of a row of pixels; up to ``length`` of them are a task."""
+        panels, rest = self._layout.panels(self._panel_vectors)
+        rows, parts = self._pixels.rows, e.ceiling(tiles, length)
+        self._configure()
+        sums = e.scratch(_TILE_ROWS * self._panel_vectors * _LANES, "int32")
+        with loop(0, self._layout.groups * self._panel_count * rows * parts) as task:
             part = e.digit(task, 1, parts)
             row = e.digit(task, parts, rows)
-            panel = e.digit(task, parts * rows, panel_count)
-            group = e.digit(task, parts * rows * panel_count, self._layout.groups)
-            self._configure()
-            sums = T.alloc_buffer((_TILE_ROWS * self._panel_vectors * _LANES,), "int32", scope="local")
-            with T.serial(0, tiles_in_part) as tile:
-                first = T.Bind(part * tiles_in_part + tile)
+            panel = e.digit(task, parts * rows, self._panel_count)
+            group = e.digit(task, parts * rows * self._panel_count, self._layout.groups)
+            first = T.Bind(part * length)
+            end = T.Bind(T.min(first + length, tiles))
 
-                def emit_panel(is_rest: bool) -> None:
-                    channels = rest if is_rest else self._panel_vectors * _LANES
-                    self._block(sums, group, T.Bind(panel * self._panel_vectors), channels, row, first)
+            def emit_panel(is_rest: bool) -> None:
+                channels = rest if is_rest else self._panel_vectors * _LANES
+                self._blocks(sums, group, T.Bind(panel * self._panel_vectors), channels, row, first, end)
 
-                e.branches(panel, panels, bool(rest), emit_panel)
-            e.tile("tilerelease")
+            e.branches(panel, panels, bool(rest), emit_panel)
+        e.tile("tilerelease")
 
     def _configure(self) -> None:
         """Palette 1: tiles of 64-byte rows; those of inputs and sums have one row a pixel."""
@@ -115,17 +130,30 @@ class AmxKernel:
             T.buffer_store(configuration, T.uint8(rows), [_ROWS + tile])
         e.tile("ldtilecfg", T.address_of(configuration[0]))
 
-    def _block(self, sums: Buffer, group: Expr, first_vector: Expr, channels: int, row: Expr, tile: Expr) -> None:
-        """A tile of pixels by a panel of channels."""
+    def _blocks(self, sums: Buffer, group: Expr, first_vector: Expr, channels: int, row: Expr, first: Expr, end: Expr) -> None:
+        """Tiles of pixels by a panel of channels. While the sums of one are rounded and stored, the next one is multiplied: its tile
+        instructions come first, as they wait for each other and the vector instructions need not wait for them."""
         vectors = -(-channels // _LANES)
-        wanted = T.Bind(tile * self._tile_rows)
-        first = T.Bind(T.min(wanted, self._pixels.columns - self._tile_rows))
-        self._multiply(group, first_vector, vectors, row, first)
-        for index in range(vectors):
-            e.tile("tilestored64", T.uint8(index), T.address_of(sums[index * _LANES]), T.int64(vectors * _LANES * 4))
-        with T.serial(0, self._tile_rows - (wanted - first)) as unstored:
-            r = T.Bind(unstored + (wanted - first))
-            self._store_pixel(sums, r, group, first_vector, channels, row, T.Bind(first + r))
+
+        def multiply(tile: Expr) -> None:
+            self._multiply(group, first_vector, vectors, row, self._first_pixel(tile))
+
+        multiply(first)
+        with T.serial(0, end - first) as count:
+            tile = T.Bind(first + count)
+            for index in range(vectors):
+                e.tile("tilestored64", T.uint8(index), T.address_of(sums[index * _LANES]), T.int64(vectors * _LANES * 4))
+            with T.If(tile + 1 < end), T.Then():
+                multiply(T.Bind(tile + 1))
+            pixel = self._first_pixel(tile)
+            stored = T.Bind(tile * self._tile_rows - pixel)
+            with T.serial(0, self._tile_rows - stored) as unstored:
+                r = T.Bind(unstored + stored)
+                self._store_pixel(sums, r, group, first_vector, channels, row, T.Bind(pixel + r))
+
+    def _first_pixel(self, tile: Expr) -> Expr:
+        """The last tile starts where it ends with the pixels."""
+        return T.Bind(T.min(tile * self._tile_rows, self._pixels.columns - self._tile_rows))
 
     def _multiply(self, group: Expr, first_vector: Expr, vectors: int, row: Expr, first: Expr) -> None:
         kernel, layout = self._kernel, self._layout
@@ -140,7 +168,7 @@ class AmxKernel:
             run_weights = T.Bind(weights + (kernel_row * layout.runs + run) * (layout.steps * step_size))
             with T.serial(0, layout.steps) as step:
                 at = self._buffers["input"][run_start + step * _TILE_BYTES]
-                e.tile("tileloadd64", T.uint8(_INPUT_TILE), T.address_of(at), T.int64(stride_x * kernel.input.pixel_stride))
+                e.tile("tileloadd64", T.uint8(_INPUT_TILE), T.address_of(at), T.int64(stride_x * kernel.input.channels))
                 for index in range(vectors):
                     weight_tile = _WEIGHT_TILES[index % len(_WEIGHT_TILES)]
                     column = self._buffers["weights"][run_weights + step * step_size + index * _WEIGHT_TILE]

@@ -104,11 +104,16 @@ def serial(extent: int | Expr) -> AbstractContextManager[Expr]:
     return loop
 
 
+def ceiling(count: Expr | int, size: Expr | int) -> Expr | int:
+    """``count / size`` rounded up, of numbers that are not negative."""
+    return -(-count // size) if isinstance(count, int) and isinstance(size, int) else T.Bind(T.truncdiv(count + (size - 1), size))
+
+
 def pieces(fixed: int, size: int, rows: Extent | None, extents: Buffer | None) -> Expr | int:
     """``fixed``, but where the number of rows is dynamic as many pieces of ``size`` as cover them; the last one may pass their end."""
     if rows is None or extents is None:
         return fixed
-    return T.Bind(T.truncdiv(extents[0] + (rows.offset + size - 1), size))
+    return ceiling(extents[0] + rows.offset, size)
 
 
 def digit(number: Expr, below: int | Expr, base: int | Expr) -> Expr:

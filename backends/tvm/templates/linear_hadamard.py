@@ -41,7 +41,7 @@ def emit(kernel: LinearHadamardKernel, target: KernelTarget) -> tirx.PrimFunc:
         sizes.bind(buffers)
         named = {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)}
         rows = sizes(kernel.layer.rows if kernel.layer.rows is not None else kernel.layer.output.width)
-        with e.parallel(_ceiling(rows, kernel.block_rows)) as number:
+        with e.parallel(e.ceiling(rows, kernel.block_rows)) as number:
             wanted = T.Bind(number * kernel.block_rows)
             first = T.Bind(T.min(wanted, kernel.layer.output.width - kernel.block_rows))
             end = T.Bind(T.min(wanted + kernel.block_rows, rows))
@@ -67,10 +67,6 @@ def _parameters(kernel: LinearHadamardKernel, target: KernelTarget) -> list[Para
         *(rescaling.rounding_parameters(_TRANSFORM) if kernel.transform.rounding is not None else []),
         v.parameter("output", kernel.transform.output, (*kernel.transform.shape, kernel.transform.length)),
     ]
-
-
-def _ceiling(rows: Expr, size: int) -> Expr:
-    return -(-rows // size) if isinstance(rows, int) else T.Bind(T.truncdiv(rows + (size - 1), size))
 
 
 def _tiles(layer: ConvolutionKernel, target: KernelTarget, buffers: Mapping[str, Buffer]) -> MatrixKernel | AmxKernel:
