@@ -59,7 +59,7 @@ def _pixels(kernel: ConvolutionKernel) -> _Pixels:
     height, width = output_map(kernel)
     if kernel.stride != (1, 1) or height == 1:
         return _Pixels(height, width, width, width)
-    pitch = kernel.input.row_stride // kernel.input.channels
+    pitch = kernel.input.row_stride // kernel.input.pixel_stride
     return _Pixels(1, (height - 1) * pitch + width, pitch, width)
 
 
@@ -168,7 +168,7 @@ class AmxKernel:
             run_weights = T.Bind(weights + (kernel_row * layout.runs + run) * (layout.steps * step_size))
             with T.serial(0, layout.steps) as step:
                 at = self._buffers["input"][run_start + step * _TILE_BYTES]
-                e.tile("tileloadd64", T.uint8(_INPUT_TILE), T.address_of(at), T.int64(stride_x * kernel.input.channels))
+                e.tile("tileloadd64", T.uint8(_INPUT_TILE), T.address_of(at), T.int64(stride_x * kernel.input.pixel_stride))
                 for index in range(vectors):
                     weight_tile = _WEIGHT_TILES[index % len(_WEIGHT_TILES)]
                     column = self._buffers["weights"][run_weights + step * step_size + index * _WEIGHT_TILE]
