@@ -32,17 +32,20 @@ from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.epilogue import Place
 from qcompiler.backends.tvm.templates.layout import Chunk, Parameter, chunks
 from qcompiler.backends.tvm.templates.product import (
+    Blocks,
+    Index,
     Left,
     Multiplier,
     Right,
     Rounding,
     Source,
     Start,
+    Store,
     Zeros,
     addition_parameters,
     stored,
 )
-from qcompiler.backends.tvm.templates.product_layout import BLOCK_ROWS, Scheme, row_tile, scheme
+from qcompiler.backends.tvm.templates.product_layout import Scheme, block_rows, row_tile, scheme
 from qcompiler.backends.tvm.templates.rescaling import rounding_parameters
 
 _PROBABILITY_SHIFT = 23
@@ -91,7 +94,7 @@ class _Attention:
         self._score_tile = row_tile(how, kernel.queries, self._key_chunks[0].vectors)
         self._value_tile = row_tile(how, kernel.queries, self._value_chunks[0].vectors)
         both = math.lcm(self._score_tile, self._value_tile)
-        self._block = both * max(1, BLOCK_ROWS // both)
+        self._block = both * max(1, block_rows(how, kernel.keys) // both)
         self._pitch = how.padded(kernel.keys)
 
     def emit(self) -> None:
@@ -147,47 +150,38 @@ class _Attention:
         k, values = (v.position(operand, index) for operand in (kernel.k, kernel.v))
         source = Source(self._buffers["k"], k, kernel.k.strides[-1], kernel.k.strides[-2], kernel.depth, self._keys)
 
-        def pack_keys(chunk: Chunk, first: Expr) -> None:
-            vector = T.Bind(first // self._how.lanes)
-            self._packed_keys.pack(source, chunk, first, vector, self._score_zeros)
-            self._packed_keys.correct(chunk, vector, kernel.depth, self._score_zeros)
+        def pack_keys(chunk: Chunk, count: Expr) -> None:
+            with T.serial(0, count) as number:
+                first = T.Bind(number * chunk.channels + chunk.first)
+                vector = T.Bind(first // self._how.lanes)
+                self._packed_keys.pack(source, chunk, first, vector, self._score_zeros)
+                self._packed_keys.correct(chunk, vector, kernel.depth, self._score_zeros)
 
         self._for_key_chunks(pack_keys)
         source = Source(self._buffers["v"], values, kernel.v.strides[-2], kernel.v.strides[-1], self._keys, T.int32(kernel.value_depth))
         for chunk in self._value_chunks:
             self._packed_values.pack(source, chunk, chunk.first, chunk.first // self._how.lanes, self._value_zeros)
 
-    def _for_key_chunks(self, emit_one: Callable[[Chunk, Expr], None]) -> None:
-        """``emit_one(chunk, first key)`` for each that has keys: those of full width in a loop, the others one by one."""
+    def _for_key_chunks(self, emit_some: Callable[[Chunk, Expr], None]) -> None:
+        """``emit_some(chunk, count)`` for those chunks of full width that have keys, then for each other one that has."""
         wide = self._key_chunks[0]
         full = sum(chunk.vectors == wide.vectors for chunk in self._key_chunks)
-        needed = T.Bind(T.min((self._keys + (wide.channels - 1)) // wide.channels, T.int32(full)))
-        with T.serial(0, needed) as number:
-            emit_one(wide, T.Bind(number * wide.channels))
+        emit_some(wide, T.Bind(T.min((self._keys + (wide.channels - 1)) // wide.channels, T.int32(full))))
         for chunk in self._key_chunks[full:]:
             if isinstance(self._keys, int):
-                emit_one(chunk, T.int32(chunk.first))
+                emit_some(chunk, T.int32(1))
                 continue
             with T.If(self._keys > chunk.first), T.Then():
-                emit_one(chunk, T.int32(chunk.first))
+                emit_some(chunk, T.int32(1))
 
     def _block_of_queries(self, index: list[Expr], first: Expr) -> None:
         kernel = self._kernel
         rows = T.Bind(T.min(self._queries - first, T.int32(self._block)))
         q = Source(self._buffers["q"], v.position(kernel.q, index), kernel.q.strides[-2], 1, kernel.depth, self._queries)
         self._left.pack(q, first, 0, T.int32(self._block), self._score_zeros)
-        terms = self._left.row_terms(T.int32(self._block), kernel.depth, self._score_zeros)
-        start = Start(self._packed_keys.columns(self._score_zeros), terms, self._score_rounding)
-        tiles = T.Bind((rows + (self._score_tile - 1)) // self._score_tile)
+        self._left.add_up(0, T.int32(self._block), kernel.depth, self._score_zeros)
         biases = v.position(kernel.bias, index) if kernel.bias is not None else None
-
-        # In this order: inside of a loop over chunks, LLVM would spread and spill all of a tile's queries before it.
-        def score_chunk(chunk: Chunk, key: Expr) -> None:
-            with T.serial(0, tiles) as tile:
-                top = T.Bind(tile * self._score_tile)
-                self._score_rows(top, chunk, key, start.from_row(top), lambda row: self._place(biases, T.Bind(first + top + row), key))
-
-        self._for_key_chunks(score_chunk)
+        self._for_key_chunks(lambda chunk, count: self._score(chunk, count, first, rows, biases))
         mask = v.position(kernel.mask, index) if kernel.mask is not None else None
 
         def mask_of(row: Expr) -> Expr | None:
@@ -195,8 +189,33 @@ class _Attention:
 
         self._rows.emit(self._scores, self._probabilities, rows, self._keys, mask_of, self._value_terms, self._value_zeros)
         output = T.Bind(v.position(kernel.output, index) + first * kernel.output.strides[-2])
-        with T.serial(0, T.Bind((rows + (self._value_tile - 1)) // self._value_tile)) as tile:
-            self._result_rows(T.Bind(tile * self._value_tile), rows, output)
+        for chunk in self._value_chunks:
+            self._result(chunk, rows, output)
+
+    def _score(self, chunk: Chunk, count: Expr, first: Expr, rows: Expr, biases: Expr | None) -> None:
+        """The scores of ``rows`` queries from ``first`` on, for ``count`` chunks of keys."""
+        tile = self._score_tile
+
+        def key(number: Expr) -> Expr:
+            return T.Bind(number * chunk.channels + chunk.first)
+
+        def operands(index: Index) -> tuple[Expr, Expr]:
+            return T.Bind(index[1] * (tile * self._left.pitch)), T.Bind(key(index[0]) // self._how.lanes)
+
+        def results(index: Index) -> tuple[Start, Store]:
+            column, top = key(index[0]), T.Bind(index[1] * tile)
+
+            def store(row: Expr, sums: list[Expr]) -> None:
+                place = self._place(biases, T.Bind(first + top + row), column)
+                result = self._score_rounding.epilogue.packed_bytes(sums, chunk, place)
+                e.store(self._scores, T.Bind((top + row) * self._pitch + column), result)
+
+            zeros = self._score_zeros
+            return Start(self._packed_keys.columns(zeros), self._left.row_terms(zeros), self._score_rounding, top, column), store
+
+        # In this order: inside of a loop over chunks, LLVM would spread and spill all of a tile's queries before it.
+        blocks = Blocks(self._left.buffer, self._left.pitch, self._packed_keys, chunk, tile, operands, results)
+        self._score_multiplier.emit(blocks, [count, T.Bind((rows + (tile - 1)) // tile)])
 
     def _place(self, biases: Expr | None, query: Expr, key: Expr) -> Place:
         """Where the epilogue of the scores finds their biases; a tile's rows past the last query have that one's."""
@@ -206,33 +225,25 @@ class _Attention:
         row = T.Bind(T.min(query, self._queries - 1))
         return dataclasses.replace(self._score_rounding.place, channel=T.Bind(biases + row * bias.strides[-2] + key))
 
-    def _score_rows(self, top: Expr, chunk: Chunk, key: Expr, start: Start, place: Callable[[Expr], Place]) -> None:
-        """A tile of rows from ``top`` on by a chunk of keys from ``key`` on."""
-        vector = T.Bind(key // self._how.lanes)
+    def _result(self, chunk: Chunk, rows: Expr, output: Expr) -> None:
+        """A chunk of the result of ``rows`` queries, to rows from ``output`` on."""
+        tile, rounding = self._value_tile, self._result_rounding
 
-        def store(row: Expr, sums: list[Expr]) -> None:
-            result = self._score_rounding.epilogue.packed_bytes(sums, chunk, place(row))
-            e.store(self._scores, T.Bind((top + row) * self._pitch + key), result)
+        def operands(index: Index) -> tuple[Expr, Expr]:
+            return T.Bind(index[0] * (tile * self._probability_pitch)), T.int32(chunk.first // self._how.lanes)
 
-        at = T.Bind(top * self._left.pitch)
-        rows = self._score_tile
-        self._score_multiplier.tile(self._left.buffer, at, self._left.pitch, self._packed_keys, vector, chunk, rows, start, store)
+        def results(index: Index) -> tuple[Start, Store]:
+            top = T.Bind(index[0] * tile)
 
-    def _result_rows(self, top: Expr, rows: Expr, output: Expr) -> None:
-        rounding = self._result_rounding
-        start = Start(None, self._value_terms, rounding).from_row(top)
-        for chunk in self._value_chunks:
-
-            def store(row: Expr, sums: list[Expr], chunk: Chunk = chunk) -> None:
+            def store(row: Expr, sums: list[Expr]) -> None:
                 with T.If(top + row < rows), T.Then():
                     at = T.Bind(output + (top + row) * self._kernel.output.strides[-2] + chunk.first)
                     rounding.epilogue.store_at(sums, chunk, rounding.place, at)
 
-            at = T.Bind(top * self._probability_pitch)
-            vector = T.int32(chunk.first // self._how.lanes)
-            self._value_multiplier.tile(
-                self._probabilities, at, self._probability_pitch, self._packed_values, vector, chunk, self._value_tile, start, store
-            )
+            return Start(None, self._value_terms, rounding, top), store
+
+        blocks = Blocks(self._probabilities, self._probability_pitch, self._packed_values, chunk, tile, operands, results)
+        self._value_multiplier.emit(blocks, [T.Bind((rows + (tile - 1)) // tile)])
 
 
 class _Rows(abc.ABC):

@@ -16,7 +16,9 @@ the saturating packs of the epilogue bring them back. Rows of the left operand a
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -38,7 +40,7 @@ from qcompiler.backends.tvm.templates import vectors as v
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.epilogue import Epilogue, Place
 from qcompiler.backends.tvm.templates.layout import Chunk, Parameter, chunks, epilogue_parameters
-from qcompiler.backends.tvm.templates.product_layout import TILE_ROWS, Scheme, row_tile, scheme
+from qcompiler.backends.tvm.templates.product_layout import TILE_ROWS, Scheme, left_slots, row_tile, scheme
 from qcompiler.backends.tvm.templates.rescaling import rounding_parameters
 
 _TOP_BIT = -128
@@ -132,8 +134,8 @@ def _panel(
     first = T.Bind(number * chunk.channels) if number is not None else T.int32(chunk.first)
     right = Right(how, kernel.b.dtype, kernel.length, chunk.vectors)
     starts = [v.position(operand, index) for operand in (kernel.a, kernel.b, kernel.output)]
-    tile = row_tile(how, kernel.rows, chunk.vectors)
-    left = Left(how, kernel.a.dtype, kernel.length, tile)
+    tile, slots = row_tile(how, kernel.rows, chunk.vectors), left_slots(how)
+    left = Left(how, kernel.a.dtype, kernel.length, slots * tile)
     zeros = Zeros(how, kernel.a.dtype, kernel.zero_point_a, kernel.b.dtype, kernel.zero_point_b)
     source = Source(buffers["b"], starts[1], kernel.b.strides[-2], kernel.b.strides[-1], length, sizes(kernel.columns))
     right.pack(source, chunk, first, 0, zeros)
@@ -141,10 +143,16 @@ def _panel(
     multiplier = Multiplier(how, kernel.length, length)
     right.correct(chunk, 0, length, zeros)
     multiplier.configure()
-    with T.serial(0, T.Bind((rows + (tile - 1)) // tile)) as number_of_tile:
-        top = T.Bind(number_of_tile * tile)
-        left.pack(Source(buffers["a"], starts[0], kernel.a.strides[-2], 1, length, rows), top, 0, tile, zeros)
-        row_terms = left.row_terms(tile, length, zeros)
+    rows_of_left = Source(buffers["a"], starts[0], kernel.a.strides[-2], 1, length, rows)
+
+    def operands(index: Index) -> tuple[Expr, Expr]:
+        slot = T.Bind(index[0] % slots * tile)
+        left.pack(rows_of_left, T.Bind(index[0] * tile), slot, tile, zeros)
+        left.add_up(slot, tile, length, zeros)
+        return T.Bind(slot * left.pitch), 0
+
+    def results(index: Index) -> tuple[Start, Store]:
+        top = T.Bind(index[0] * tile)
 
         def store(row: Expr, sums: list[Expr]) -> None:
             with T.If(top + row < rows), T.Then():
@@ -154,8 +162,10 @@ def _panel(
                 else:
                     rounding.epilogue.store_at(sums, chunk, rounding.place, at)
 
-        start = Start(right.columns(zeros), row_terms, rounding)
-        multiplier.tile(left.buffer, 0, left.pitch, right, 0, chunk, tile, start, store)
+        return Start(right.columns(zeros), left.row_terms(zeros), rounding, T.Bind(index[0] % slots * tile)), store
+
+    blocks = Blocks(left.buffer, left.pitch, right, chunk, tile, operands, results)
+    multiplier.emit(blocks, [T.Bind((rows + (tile - 1)) // tile)])
     multiplier.release()
 
 
@@ -214,12 +224,12 @@ class Left:
         self.buffer = e.scratch(self.pitch * rows, how.element)
         self._terms = T.alloc_buffer((rows,), "int32", scope="local")
 
-    def pack(self, source: Source, first: Expr, at: int, rows: Expr, zeros: Zeros) -> None:
-        """Rows from ``first`` on; past the last one they repeat it."""
+    def pack(self, source: Source, first: Expr, at: Expr, rows: Expr, zeros: Zeros) -> None:
+        """Rows from ``first`` on, past the last one repetitions of it, into those from ``at`` on."""
         count = self._how.cells
         with T.serial(0, rows) as row:
             line = T.Bind(source.start + T.min(first + row, source.lines - 1) * source.step)
-            target = T.Bind(at + row * self.pitch)
+            target = T.Bind((at + row) * self.pitch)
 
             def copy(start: Expr, rest: Expr | None, line: Expr = line, target: Expr = target) -> None:
                 vector = e.load(source.buffer, line + start, count)
@@ -228,19 +238,22 @@ class Left:
 
             v.over_row(source.length, count, copy)
 
-    def row_terms(self, rows: Expr, length: Expr, zeros: Zeros) -> Buffer | None:
-        """``-zb' sum_k a'`` of the first rows, whose sums are over ``length`` elements; None where all are 0."""
+    def row_terms(self, zeros: Zeros) -> Buffer | None:
+        """``-zb' sum_k a'`` of each row; None where all are 0."""
+        return None if e.is_zero(zeros.flipped_right) else self._terms
+
+    def add_up(self, at: Expr, rows: Expr, length: Expr, zeros: Zeros) -> None:
+        """Compute these for rows from ``at`` on, whose sums are over ``length`` elements."""
         how = self._how
         if e.is_zero(zeros.flipped_right):
-            return None
+            return
         with T.serial(0, rows) as row:
             total = v.Register(e.constant(0, "int32", how.lanes))
             # The last vector ends in zeros. What lies behind it is of an earlier, longer row.
             with T.serial(0, (length + (how.cells - 1)) // how.cells) as part:
-                vector = e.load(self.buffer, row * self.pitch + part * how.cells, how.cells)
+                vector = e.load(self.buffer, (at + row) * self.pitch + part * how.cells, how.cells)
                 total.set(e.dot_bytes(total.value, vector, e.constant(1, "int8", how.cells)))
-            T.buffer_store(self._terms, v.reduce("add", total.value) * e.number(-zeros.flipped_right, "int32"), [row])
-        return self._terms
+            T.buffer_store(self._terms, v.reduce("add", total.value) * e.number(-zeros.flipped_right, "int32"), [at + row])
 
 
 class Right:
@@ -409,24 +422,42 @@ def _half(shift: Expr, dtype: str) -> Expr:
 
 @dataclass(frozen=True)
 class Start:
-    """What the sums start from: the column's correction, the row's term, the rounding term."""
+    """What the sums of a block start from: the column's correction, the row's term, the rounding term."""
 
     columns: Buffer | None
     rows: Buffer | None
     rounding: Rounding | None
     first_row: Expr = 0
-
-    def from_row(self, row: Expr) -> Start:
-        """The same for a tile that begins at this row."""
-        return dataclasses.replace(self, first_row=row)
+    first_column: Expr = 0
 
     def vector(self, lanes: int, column: Expr, row: Expr) -> Expr:
-        """Of the columns from ``column`` on, in a row of the tile."""
+        """Of the block's columns from ``column`` on, in one of its rows."""
         half = self.rounding.half if self.rounding is not None else None
         scalar = T.Bind(self.rows[self.first_row + row]) if self.rows is not None else None
         terms = [term for term in (half, scalar) if term is not None]
         start = v.splat(terms[0] if len(terms) == 1 else T.Bind(terms[0] + terms[1]), lanes) if terms else e.constant(0, "int32", lanes)
-        return start if self.columns is None else T.Bind(start + e.load(self.columns, column, lanes))
+        return start if self.columns is None else T.Bind(start + e.load(self.columns, self.first_column + column, lanes))
+
+
+Index = Sequence[Expr]
+Store = Callable[[Expr, list[Expr]], None]  # of a row of a block: its number, its sums
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """``rows`` rows of a packed left operand by a chunk of packed columns, as often as there are indices.
+
+    ``operands``: where in ``left`` the rows of a block begin, and in ``right`` the number of its first vector. ``results``: what its
+    sums start from and what stores them. The latter is emitted where the sums are there, which may be after the operands of the next block.
+    """
+
+    left: Buffer
+    pitch: int
+    right: Right
+    chunk: Chunk
+    rows: int
+    operands: Callable[[Index], tuple[Expr, Expr]]
+    results: Callable[[Index], tuple[Start, Store]]
 
 
 class Multiplier:
@@ -462,33 +493,29 @@ class Multiplier:
         if self._how.kind == "tiles":
             e.tile("tilerelease")
 
-    def tile(
-        self,
-        left: Buffer,
-        at: Expr,
-        pitch: int,
-        right: Right,
-        vector: Expr,
-        chunk: Chunk,
-        rows: int,
-        start: Start,
-        store: Callable[[Expr, list[Expr]], None],
-    ) -> None:
-        """``store(row, sums)`` for each of ``rows`` rows from ``left[at]`` on, times the chunk that lies from ``vector`` on."""
+    def emit(self, blocks: Blocks, counts: Sequence[Expr]) -> None:
+        """The products of all blocks, whose indices run below ``counts``."""
         if self._how.kind == "tiles":
-            self._tile_products(left, at, pitch, right, vector, chunk, start, store)
+            self._emit_overlapped(blocks, counts)
             return
-        lanes, count = self._how.lanes, chunk.vectors
-        sums = e.Sums([start.vector(lanes, (vector + i) * lanes, row) for row in range(rows) for i in range(count)])
+        with ExitStack() as loops:
+            index = [loops.enter_context(T.serial(0, count)) for count in counts]
+            self._sum_in_registers(blocks, index)
+
+    def _sum_in_registers(self, blocks: Blocks, index: Index) -> None:
+        lanes, count, right = self._how.lanes, blocks.chunk.vectors, blocks.right
+        at, vector = blocks.operands(index)
+        start, store = blocks.results(index)
+        sums = e.Sums([start.vector(lanes, i * lanes, row) for row in range(blocks.rows) for i in range(count)])
         base = T.Bind(vector * right.pitch)
         with T.serial(0, self._groups) as group:
             columns = [e.load(right.buffer, base + i * right.pitch + group * self._how.cells, self._how.cells) for i in range(count)]
-            for row in range(rows):
-                cell = left[T.Ramp(at + row * pitch + group * self._how.group, 1, self._how.group)]
+            for row in range(blocks.rows):
+                cell = blocks.left[T.Ramp(at + row * blocks.pitch + group * self._how.group, 1, self._how.group)]
                 every = e.reinterpret(T.Broadcast(T.Bind(T.reinterpret(cell, dtype="int32")), lanes), self._how.element)
                 for i, column in enumerate(columns):
                     sums[row * count + i] = self._dot(sums[row * count + i], every, column)
-        for row in range(rows):
+        for row in range(blocks.rows):
             store(row, [sums[row * count + i] for i in range(count)])
 
     def _dot(self, total: Expr, left: Expr, right: Expr) -> Expr:
@@ -496,23 +523,30 @@ class Multiplier:
             return e.dot_bytes(total, left, right)
         return e.dot_word_pairs(total, left, right) if self._how.lanes == 16 else e.dot_words(total, left, right)
 
-    def _tile_products(
-        self,
-        left: Buffer,
-        at: Expr,
-        pitch: int,
-        right: Right,
-        vector: Expr,
-        chunk: Chunk,
-        start: Start,
-        store: Callable[[Expr, list[Expr]], None],
-    ) -> None:
-        count, cells, lanes = chunk.vectors, self._how.cells, self._how.lanes
+    def _emit_overlapped(self, blocks: Blocks, counts: Sequence[Expr]) -> None:
+        """The products of the next block stand before the rounding of a block's sums, so that tiles and vectors work at once: behind it
+        they would begin when it is nearly done, because it fills the reorder buffer."""
+        total = T.Bind(math.prod(counts))
+        self._multiply_tiles(blocks, [T.int32(0)] * len(counts))
+        with T.serial(0, total) as number:
+            self._store_tiles(blocks.chunk.vectors)
+            with T.If(number + 1 < total), T.Then():
+                self._multiply_tiles(blocks, _index(T.Bind(number + 1), counts))
+            self._round_tiles(blocks, *blocks.results(_index(number, counts)))
+
+    def _store_tiles(self, count: int) -> None:
+        for i in range(count):
+            address = T.address_of(self._sums[i * self._how.lanes])  # type: ignore[index]  # has been allocated for tiles
+            e.tile("tilestored64", T.uint8(i), address, T.int64(count * self._how.lanes * 4))
+
+    def _multiply_tiles(self, blocks: Blocks, index: Index) -> None:
+        count, cells, right = blocks.chunk.vectors, self._how.cells, blocks.right
+        at, vector = blocks.operands(index)
         for i in range(count):
             e.tile("tilezero", T.uint8(i))
 
         def step(first_group: Expr, left_tile: int, right_tile: int) -> None:
-            e.tile("tileloadd64", T.uint8(left_tile), T.address_of(left[at + first_group * 4]), T.int64(pitch))
+            e.tile("tileloadd64", T.uint8(left_tile), T.address_of(blocks.left[at + first_group * 4]), T.int64(blocks.pitch))
             for i in range(count):
                 column = right.buffer[(vector + i) * right.pitch + first_group * cells]
                 e.tile("tileloadd64", T.uint8(right_tile), T.address_of(column), T.int64(_TILE_BYTES))
@@ -524,10 +558,15 @@ class Multiplier:
             step(T.Bind(part * TILE_ROWS), _LEFT_TILE, _RIGHT_TILE)
         if tail:
             step(T.int32(full * TILE_ROWS), _LEFT_TAIL, _RIGHT_TAIL)
-        sums: Buffer = self._sums
-        for i in range(count):
-            e.tile("tilestored64", T.uint8(i), T.address_of(sums[i * lanes]), T.int64(count * lanes * 4))
+
+    def _round_tiles(self, blocks: Blocks, start: Start, store: Store) -> None:
+        count, lanes = blocks.chunk.vectors, self._how.lanes
         with T.serial(0, TILE_ROWS) as row:
-            vectors = [e.load(sums, row * (count * lanes) + i * lanes, lanes) for i in range(count)]
-            starts = [start.vector(lanes, (vector + i) * lanes, row) for i in range(count)]
+            vectors = [e.load(self._sums, row * (count * lanes) + i * lanes, lanes) for i in range(count)]
+            starts = [start.vector(lanes, i * lanes, row) for i in range(count)]
             store(row, [T.Bind(x + y) for x, y in zip(vectors, starts, strict=True)])
+
+
+def _index(number: Expr, counts: Sequence[Expr]) -> list[Expr]:
+    """The index of this number below ``counts``."""
+    return [e.digit(number, math.prod(counts[place + 1 :]), count) for place, count in enumerate(counts)]

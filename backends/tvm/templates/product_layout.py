@@ -11,6 +11,8 @@ from qcompiler.backends.tvm.templates.layout import LATENCY, instruction_set
 SCRATCH_BYTES = 1 << 19  # of stack that one kernel may use
 TILE_ROWS = 16
 BLOCK_ROWS = 24  # queries of a block of attention, about
+TILE_BLOCK_ROWS = 64  # at most with AMX, where tiles of rows overlap ...
+TILE_BLOCK_BYTES = 96 << 10  # ... of their scores and exponentials: small beside the second-level cache
 LONGEST_ROW = 1 << 14  # keys: twice their exponentials sum to less than 2^31
 
 
@@ -70,6 +72,18 @@ def row_tile(how: Scheme, rows: Size, vectors: int) -> int:
     return min(range(1, how.sums // vectors + 1), key=lambda count: (cycles(count), -count))
 
 
+def left_slots(how: Scheme) -> int:
+    """Register tiles for which rows of the left operand are kept at once: AMX multiplies one while the sums of another are rounded."""
+    return 2 if how.kind == "tiles" else 1
+
+
+def block_rows(how: Scheme, keys: Size) -> int:
+    """Queries of a block of attention, about."""
+    if how.kind != "tiles":
+        return BLOCK_ROWS
+    return min(TILE_BLOCK_ROWS, max(TILE_ROWS, TILE_BLOCK_BYTES // (3 * how.padded(keys))))
+
+
 def fits_stack(kernel: MatrixProductKernel | AttentionKernel, target: str) -> bool:
     """Whether the scratch memory of a kernel stays within what a thread's stack is asked for."""
     size = _product_bytes(kernel, target) if isinstance(kernel, MatrixProductKernel) else _attention_bytes(kernel, target)
@@ -78,15 +92,15 @@ def fits_stack(kernel: MatrixProductKernel | AttentionKernel, target: str) -> bo
 
 def _product_bytes(kernel: MatrixProductKernel, target: str) -> int:
     how = scheme(target, kernel.a.dtype)
-    return how.padded(kernel.length) * how.item_size * (how.widest * how.lanes + max(TILE_ROWS, how.sums))
+    return how.padded(kernel.length) * how.item_size * (how.widest * how.lanes + max(left_slots(how) * TILE_ROWS, how.sums))
 
 
 def _attention_bytes(kernel: AttentionKernel, target: str) -> int:
     how = scheme(target, kernel.q.dtype)
     keys, depth = how.padded(kernel.keys), how.padded(kernel.depth)
     packed = keys * depth + keys * _whole_vectors(kernel.value_depth, how)
-    blocks = 2 * BLOCK_ROWS * (depth + keys)
-    return how.item_size * (packed + blocks) + 2 * BLOCK_ROWS * keys + 2 * keys
+    rows = 2 * block_rows(how, kernel.keys)
+    return how.item_size * (packed + rows * (depth + keys)) + rows * keys + 2 * keys
 
 
 def _whole_vectors(columns: int, how: Scheme) -> int:
