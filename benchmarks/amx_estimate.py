@@ -13,8 +13,9 @@ An estimate of one call on one thread from two parts, by kinds of kernels (``--s
 A step takes rest + tiles if nothing overlaps, and max(rest, tiles) if all does; no step overlaps the next one. ``--clock`` is that of
 the machine with AMX; one that reaches 7.1 to 7.5 TOPS multiplies 2048 x 3.5 GHz.
 
-What is not in it: cache misses and bank conflicts of tile loads and stores (NOPs fetch no weights either), the latency of a TDP whose
-sum the next one needs (52 cycles), and that the rest is measured on this machine, of another maker and at its own clock.
+What is not in it: cache misses and bank conflicts of tile loads and stores, the latency of a TDP whose sum the next one needs (52
+cycles), and that the rest is measured on this machine, of another maker and at its own clock. NOPs fetch no weights: how long it takes
+here to read as many bytes once, from whatever cache holds them, is printed below the totals and not in them.
 
 A file for another target is compiled for x86-64-amx first. Needs objdump (binutils), gcc, and AVX512-VNNI for the rest.
 """
@@ -38,10 +39,9 @@ from qcompiler.backends.tvm import LIBRARY, PLAN, TvmBackend, target
 from qcompiler.backends.tvm.plan import Plan, loads
 from qcompiler.backends.tvm.runtime import TvmExecutable
 from qcompiler.errors import TargetError
-from qcompiler.ir.program import Program
 from qcompiler.ir.sizes import concrete_shape, dynamic_sizes
 from qcompiler.measure import latency
-from qcompiler.pipeline.backend import CompiledProgram, StepTime
+from qcompiler.pipeline.backend import StepTime
 from split import random_input
 
 TARGET = "x86-64-amx"
@@ -80,6 +80,15 @@ class Estimate:
     tiles: float
     apart: float
     overlapped: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an artifact would take: its steps without tile instructions, the estimate of each, and the weights that tiles load."""
+
+    steps: list[StepTime]
+    parts: list[Estimate]
+    weight_bytes: int
 
 
 def tile_seconds(counts: Sequence[int], clock: float) -> float:
@@ -162,24 +171,36 @@ def idle_steps(plan: Plan) -> set[int]:
     return {*range(first, first + len(plan.load)), *range(steps - len(plan.store), steps)}
 
 
-def measure_rest(
-    program: Program, compiled: CompiledProgram, emulator: AmxEmulator, inputs: Sequence[torch.Tensor], runs: int
-) -> list[StepTime]:
-    """Each step without its tile instructions, the median of ``runs``, and at the end what a call takes besides.
+def weight_bytes(plan: Plan, counts: Sequence[Sequence[int]]) -> int:
+    """Of the constants that steps with tile instructions read; ``counts`` are of the steps that run."""
+    idle = idle_steps(plan)
+    running = [step for number, step in enumerate(plan.steps) if number not in idle]
+    with_tiles = [step for step, numbers in zip(running, counts, strict=True) if any(numbers)]
+    starts = {pointer.offset for step in with_tiles for pointer in step.pointers if pointer.space == "parameters"}
+    return sum(parameter.size for parameter in plan.parameters if parameter.offset in starts)
+
+
+def read_seconds(size: int) -> float:
+    """Of reading ``size`` bytes again and again, one thread."""
+    block = torch.ones(size // 8, dtype=torch.int64)
+    return latency(block.sum, seconds=0.2).median
+
+
+def measure_rest(executable: TvmExecutable, emulator: AmxEmulator, inputs: Sequence[torch.Tensor], runs: int) -> list[StepTime]:
+    """Each step of a library without tile instructions, the median of ``runs``, and at the end what a call takes besides.
 
     Raises TargetError where a tile instruction is left.
     """
-    executable = TvmExecutable(program, loads(compiled.members[PLAN]), without_tiles(compiled.members[LIBRARY]), threads=1)
     before = emulator.executed
     steps = executable.profile(*inputs, runs=runs)
-    call = latency(lambda: executable.run(*inputs), seconds=1.0).median
+    call = latency(lambda: executable.run(*inputs), seconds=0.5).median
     if emulator.executed != before:
         raise TargetError("objdump did not find all tile instructions of the compiled library: install a newer binutils")
     return [*steps, StepTime(CALL, CALL, (), max(0.0, call - sum(step.seconds for step in steps)))]
 
 
-def estimate_file(path: Path, size: int | None, clock: float, runs: int) -> tuple[list[StepTime], list[Estimate]]:
-    """The steps of an artifact without their tile instructions, and what each would take with AMX.
+def estimate_file(path: Path, size: int | None, clock: float, runs: int) -> Report:
+    """``size``: the value of a dynamic size; None: its maximum. ``clock``: cycles a second.
 
     Raises ArtifactError as ``artifact.read``, and TargetError where this machine cannot run what is not AMX.
     """
@@ -190,13 +211,14 @@ def estimate_file(path: Path, size: int | None, clock: float, runs: int) -> tupl
     program, compiled = content.program, content.compiled
     if compiled.target != TARGET:
         compiled = TvmBackend().compile(program, TARGET)
+    plan = loads(compiled.members[PLAN])
     values = dict.fromkeys(dynamic_sizes(program.inputs), size) if size else {}
     inputs = [random_input(spec, concrete_shape(spec.shape, 1, values)) for spec in program.inputs]
     with tempfile.TemporaryDirectory() as folder, AmxEmulator(Path(folder)) as emulator:
-        executable = CountedExecutable(program, loads(compiled.members[PLAN]), compiled.members[LIBRARY], threads=1)
-        counts = [*executable.count(emulator, *inputs), [0] * len(KINDS)]
-        steps = measure_rest(program, compiled, emulator, inputs, runs)
-    return steps, estimate(steps, counts, clock)
+        counts = CountedExecutable(program, plan, compiled.members[LIBRARY], threads=1).count(emulator, *inputs)
+        rest = TvmExecutable(program, plan, without_tiles(compiled.members[LIBRARY]), threads=1)
+        steps = measure_rest(rest, emulator, inputs, runs)
+    return Report(steps, estimate(steps, [*counts, [0] * len(KINDS)], clock), weight_bytes(plan, counts))
 
 
 def table(parts: Sequence[Estimate], labels: Sequence[str]) -> str:
@@ -214,12 +236,14 @@ def table(parts: Sequence[Estimate], labels: Sequence[str]) -> str:
 def main() -> None:
     """Print the estimate."""
     arguments = _arguments()
-    steps, parts = estimate_file(arguments.artifact, arguments.size, arguments.clock * 1e9, arguments.runs)
+    report = estimate_file(arguments.artifact, arguments.size, arguments.clock * 1e9, arguments.runs)
     print(f"{arguments.artifact}: an ESTIMATE for AMX at {arguments.clock:g} GHz, 1 thread, microseconds; this is no measurement")
-    kinds = by_kinds(parts)
-    print(table([*kinds, added("all", parts)], [*(f"{part.kind} ({part.steps})" for part in kinds), "all"]))
+    kinds = by_kinds(report.parts)
+    print(table([*kinds, added("all", report.parts)], [*(f"{part.kind} ({part.steps})" for part in kinds), "all"]))
+    reading = read_seconds(report.weight_bytes)
+    print(f"{reading * 1e6:11.1f}  to read the {report.weight_bytes / 1e6:.1f} MB of weights once, not in the totals")
     if arguments.steps:
-        print(table(parts, [f"{step.kernel}: {', '.join(step.nodes)}" for step in steps]))
+        print(table(report.parts, [f"{step.kernel}: {', '.join(step.nodes)}" for step in report.steps]))
     print(LEGEND)
 
 

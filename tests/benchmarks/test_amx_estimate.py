@@ -35,15 +35,16 @@ def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif("avx512-vnni" not in native.cpu_features(), reason="needs a machine with AVX512-VNNI")
 @pytest.mark.skipif("amx-tile" in native.cpu_features(), reason="a machine with AMX measures")
 def test_counts_of_two_layers(two_layers: Path) -> None:
-    steps, parts = amx_estimate.estimate_file(two_layers, None, 3.5e9, runs=3)
-    layers = [dict(zip(KINDS, part.counts, strict=True)) for part in parts if part.kind == "convolution"]
+    report = amx_estimate.estimate_file(two_layers, None, 3.5e9, runs=3)
+    layers = [dict(zip(KINDS, part.counts, strict=True)) for part in report.parts if part.kind == "convolution"]
     # A TDP multiplies 16 rows of 64 inputs by 16 outputs; a tile of sums is stored once; its inputs and weights are loaded at least once.
     assert [layer["tdp"] for layer in layers] == [2 * 4, 1 * 2]
     assert [layer["tilestored"] for layer in layers] == [4, 2]
     assert all(least <= layer["tileloadd"] <= 2 * layer["tdp"] for layer, least in zip(layers, (2 + 8, 1 + 2), strict=True))
     assert all(layer["ldtilecfg"] >= 1 for layer in layers)
-    assert all(part.tiles == 0 and not any(part.counts) for part in parts if part.kind != "convolution")
-    assert all(step.seconds > 0 for step in steps[:-1]) and steps[-1].kind == amx_estimate.CALL
+    assert all(part.tiles == 0 and not any(part.counts) for part in report.parts if part.kind != "convolution")
+    assert all(step.seconds > 0 for step in report.steps[:-1]) and report.steps[-1].kind == amx_estimate.CALL
+    assert report.weight_bytes >= 128 * 64 + 64 * 32
 
 
 def test_code_without_tiles_is_refused() -> None:
