@@ -236,6 +236,7 @@ def table(parts: Sequence[Estimate], labels: Sequence[str]) -> str:
 def main() -> None:
     """Print the estimate."""
     arguments = _arguments()
+    torch.set_num_threads(1)  # for reading the weights
     report = estimate_file(arguments.artifact, arguments.size, arguments.clock * 1e9, arguments.runs)
     print(f"{arguments.artifact}: an ESTIMATE for AMX at {arguments.clock:g} GHz, 1 thread, microseconds; this is no measurement")
     kinds = by_kinds(report.parts)
