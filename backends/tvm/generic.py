@@ -20,6 +20,7 @@ from tvm.tirx import BufferStore, For, ForKind, SeqStmt
 
 from qcompiler.backends.tvm import rows
 from qcompiler.backends.tvm.extents import Extents, Numbers, as_type
+from qcompiler.backends.tvm.float_border import quantized
 from qcompiler.backends.tvm.kernels import (
     ITEM_SIZE,
     Add,
@@ -49,11 +50,10 @@ from qcompiler.backends.tvm.kernels import (
 )
 from qcompiler.backends.tvm.shifts import amount, rounding_shift
 from qcompiler.backends.tvm.target import KernelTarget
-from qcompiler.backends.tvm.templates import elementwise
+from qcompiler.backends.tvm.templates import elementwise, pixels
 from qcompiler.backends.tvm.templates import rows as row_templates
+from qcompiler.backends.tvm.templates.layout import PARALLEL_ELEMENTS
 
-# Work below which waking a thread costs more than it saves, in elements read.
-_PARALLEL_ELEMENTS = 32768
 _MINIMUM_VECTOR_EXTENT = 8
 
 Index = Sequence[Expr]
@@ -63,6 +63,8 @@ Body = Callable[[list[Expr], int], tirx.Stmt]
 def emit(kernel: GenericKernel, target: KernelTarget) -> tirx.PrimFunc:
     """The kernel's function; parameters are buffers in the order that the kernel's docstring gives."""
     if isinstance(kernel, ElementwiseKernel):
+        if pixels.serves(kernel):
+            return pixels.emit(kernel, target)
         return elementwise.emit(kernel, target) if elementwise.serves(kernel, target) else _elementwise(kernel, target)
     if isinstance(kernel, ReductionKernel):
         return _reduction(kernel, target)
@@ -119,7 +121,7 @@ def _elementwise(kernel: ElementwiseKernel, target: KernelTarget) -> tirx.PrimFu
     if isinstance(kernel.operation, FloatFunction) and kernel.operation.function in _LIBRARY_FUNCTIONS:
         lanes = 1
     axis, ends = _vector_axis(kernel.shape, strides), Extents(kernel)
-    statement = _nest([*map(ends, kernel.shape)], axis, lanes, body, parallel=math.prod(maxima(kernel.shape)) >= _PARALLEL_ELEMENTS)
+    statement = _nest([*map(ends, kernel.shape)], axis, lanes, body, parallel=math.prod(maxima(kernel.shape)) >= PARALLEL_ELEMENTS)
     parameters = [*(access.buffer for access in (*operands, output)), *numbers.parameters, *ends.parameters]
     return tirx.PrimFunc(parameters, numbers.bind(ends.bind(statement)))
 
@@ -166,7 +168,7 @@ def _reduction(kernel: ReductionKernel, target: KernelTarget) -> tirx.PrimFunc:
     contiguous = axis is not None and kernel.operand.strides[axis] == 1
     lanes = target.vector_bytes // ITEM_SIZE[dtype] if contiguous else 1
     work = math.prod(maxima((*kernel.shape, *kernel.window)))
-    statement = _nest([*map(ends, kernel.shape)], axis, lanes, body, parallel=work >= _PARALLEL_ELEMENTS, vectorize=False)
+    statement = _nest([*map(ends, kernel.shape)], axis, lanes, body, parallel=work >= PARALLEL_ELEMENTS, vectorize=False)
     return tirx.PrimFunc([source.buffer, output.buffer, *numbers.parameters, *ends.parameters], numbers.bind(ends.bind(statement)))
 
 
@@ -304,9 +306,7 @@ def _fill(operation: Fill, operands: Sequence[_Access], index: Index) -> Expr:
 
 def _quantize(operation: Quantize, operands: Sequence[_Access], index: Index) -> Expr:
     x, reciprocal, zero_point = (operand.load(index) for operand in operands)
-    scaled = tirx.nearbyint(x * reciprocal)
-    number = tirx.Select(tirx.isnan(scaled), tirx.const(0, "float32"), scaled)
-    return _clamp(number + zero_point.astype("float32"), operation.low, operation.high).astype("int32")
+    return quantized(x, reciprocal, zero_point.astype("float32"), operation.low, operation.high)
 
 
 def _dequantize(operation: Dequantize, operands: Sequence[_Access], index: Index) -> Expr:
@@ -359,9 +359,8 @@ def _float_function(operation: FloatFunction, operands: Sequence[_Access], index
 
 
 def _island_quantize(operation: IslandQuantize, operands: Sequence[_Access], index: Index) -> Expr:
-    scaled = tirx.nearbyint(operands[0].load(index) * tirx.const(operation.reciprocal, "float32"))
-    number = tirx.Select(tirx.isnan(scaled), tirx.const(0, "float32"), scaled)
-    return _clamp(number + tirx.const(operation.zero_point, "float32"), operation.low, operation.high).astype("int32")
+    reciprocal, zero_point = (tirx.const(number, "float32") for number in (operation.reciprocal, operation.zero_point))
+    return quantized(operands[0].load(index), reciprocal, zero_point, operation.low, operation.high)
 
 
 def _island_dequantize(operation: IslandDequantize, operands: Sequence[_Access], index: Index) -> Expr:

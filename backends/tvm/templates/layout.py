@@ -18,6 +18,7 @@ from qcompiler.backends.tvm import sharing
 from qcompiler.backends.tvm.kernels import ConvolutionKernel, ResidualAdd
 from qcompiler.errors import TargetError
 
+PARALLEL_ELEMENTS = 32768  # read by a kernel: with less, waking a thread costs more than it saves
 LATENCY = 4  # cycles until an accumulator can be added to again
 WORDS_OF_A_STEP = 2
 

@@ -147,12 +147,12 @@ def splat(scalar: Expr, count: int) -> Expr:
 
 
 @contextmanager
-def over_shape(ends: Sequence[Expr]) -> Iterator[list[Expr]]:
-    """One parallel loop over all indices of a shape."""
+def over_shape(ends: Sequence[Expr], loop: e.Loop = e.parallel) -> Iterator[list[Expr]]:
+    """One loop over all indices of a shape."""
     total: Expr = 1
     for end in ends:
         total = total * end
-    with e.parallel(total if isinstance(total, int) else T.Bind(total)) as task:
+    with loop(total if isinstance(total, int) else T.Bind(total)) as task:
         index: list[Expr] = []
         rest = task
         for end in reversed(ends[1:]):
