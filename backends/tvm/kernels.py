@@ -3,7 +3,7 @@
 A kernel is specialized to one sample (batch 1). Activations lie in one arena as NHWC with an optional halo whose bytes already
 hold the zero point, so that no convolution template has to know about borders. Kernels take raw pointers, in this order:
 input, [residual], parameters as ``packing.pack`` gives them, output. Each points to the first element of its whole buffer, halo
-included (64-byte aligned, 256 bytes of slack before and after the arena).
+included (64-byte aligned unless the map has a pitch, 256 bytes of slack before and after the arena).
 
 ``templates.emit`` gives a ``PrimFunc`` whose parameters are buffers or typed handles in that order; ``codegen.build_object`` makes
 it a plain C function ``int symbol(void *, ...)``. Local buffers become stack memory; no kernel may ask for workspace.
@@ -118,7 +118,7 @@ class Activation:
 
     def part(self, channels: int) -> Activation:
         """So many of its channels where they lie: from the first one, or from any other if the buffer is taken to start that much later."""
-        return self if channels == self.channels else dataclasses.replace(self, channels=channels, pitch=self.pixel_stride)
+        return dataclasses.replace(self, channels=channels, pitch=None if channels == self.pixel_stride else self.pixel_stride)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qcompiler.backends.tvm import arena, operations, products
+from qcompiler.backends.tvm.concatenation import channel_dim, find_places
 from qcompiler.backends.tvm.fuse import Fusion, find_fusions
 from qcompiler.backends.tvm.fuse_hadamard import find_hadamard_fusions
 from qcompiler.backends.tvm.fuse_products import find_product_fusions
@@ -38,12 +39,13 @@ from qcompiler.backends.tvm.kernels import (
     Size,
     is_dynamic,
     maximum,
+    shifted,
 )
 from qcompiler.backends.tvm.parameters import packed_arrays
 from qcompiler.backends.tvm.plan import Constant, Numbers, Packed, Parameter, Plan, Pointer, Port, Scale, Source, Step, Symbol
 from qcompiler.backends.tvm.sharing import share
 from qcompiler.backends.tvm.target import KernelTarget
-from qcompiler.backends.tvm.views import Storage, View, dense, feature_maps, loop_nest, pointer_offset, sample_stride
+from qcompiler.backends.tvm.views import Storage, View, dense, feature_maps, joined, loop_nest, pointer_offset, same_place, sample_stride
 from qcompiler.errors import TargetError, UnknownNameError
 from qcompiler.ir import edit
 from qcompiler.ir.batch import check_independent_samples
@@ -94,6 +96,7 @@ class Planner:
         self._in_product_fusion = {node for fusion in self._product_fusions.values() for node in fusion.nodes}
         self._hadamard_fusions = find_hadamard_fusions(program.graph, self.tensors, set(kept), self._fusions)
         self._in_hadamard_fusion = {node for fusion in self._hadamard_fusions.values() for node in fusion.nodes}
+        self._places = find_places(program.graph, self.tensors, self.shape, self._fusions)
         self._values: dict[fx.Node, View] = {}
         self._maps: dict[tuple[fx.Node, Halo, int], View] = {}
         self._calls: list[_Call] = []
@@ -154,8 +157,11 @@ class Planner:
     def allocate(self, node: fx.Node, like: View | None = None) -> View:
         """Room for a node's value, set as its value: NHWC for four dimensions (with the halo that its readers want), else row-major.
 
-        A value of four dimensions that no padded window reads keeps the order of ``like`` where that is row-major.
+        A value of four dimensions that no padded window reads keeps the order of ``like`` where that is row-major. One that is made in
+        its place of a concatenation lies as that does.
         """
+        if node in self._places:
+            return self._allocate_in_place(node)
         tensor = self.tensors[node]
         halo, halo_value = self._wanted_halo(node)
         row_major = tensor.dim() != 4 or self.is_dynamic(node) or (like is not None and halo == NO_HALO and _is_row_major_image(like))
@@ -168,6 +174,34 @@ class Planner:
         view = self._matrix(node)
         self.set_value(node, view)
         return view
+
+    def allocate_rows(self, node: fx.Node) -> View:
+        """Room for a node's value as rows of its last dimension, dense or in their place of a concatenation, set as its value."""
+        shape = self.shape(node)
+        in_place = node in self._places and channel_dim(shape) == len(shape) - 1
+        return self._allocate_in_place(node) if in_place else self.allocate_matrix(node)
+
+    def _allocate_in_place(self, node: fx.Node) -> View:
+        """The value's place in the concatenation that reads it, whose own room is there from the first part on."""
+        place = self._places[node]
+        whole = self._values.get(place.concatenation) or self.allocate(place.concatenation)
+        view = whole.slice(place.dim, place.start, place.start + place.size)
+        self.set_value(node, view)
+        return view
+
+    def concatenate(self, node: fx.Node, parts: Sequence[View], dim: int) -> None:
+        """Set the value of a concatenation: where its parts lie if they are neighbours, else room of its own with copies of those that are
+        not in their place."""
+        neighbours = None if node in self._values else joined(parts, dim)
+        if neighbours is not None:
+            self.set_value(node, neighbours)
+            return
+        whole, start = self._values.get(node) or self.allocate(node), 0
+        for part in parts:
+            place = whole.slice(dim, start, shifted(part.shape[dim], start))
+            if not same_place(place, part):
+                self.elementwise(Copy(), [part], place, node)
+            start += part.maxima[dim]
 
     def packed(self, kernel: PackedKernel, constants: Mapping[str, fx.Node], group: int = 0) -> list[View]:
         """The packed parameters of a kernel, in the kernel's order; ``constants`` by role, ``group``: inputs that share a factor."""
@@ -185,12 +219,15 @@ class Planner:
         if output.elements:
             self._calls.append(self._elementwise_call(operation, operands, output, tuple(node.name for node in nodes)))
 
-    def feature_map(self, node: fx.Node, halo: Halo = NO_HALO, halo_value: int = 0) -> View:
-        """The value as NHWC maps of their own with at least this halo: where it lies if possible, else a copy (made once)."""
+    def feature_map(self, node: fx.Node, halo: Halo = NO_HALO, halo_value: int = 0, gaps: bool = True) -> View:
+        """The value as NHWC maps with at least this halo: where it lies if possible, else a copy (made once).
+
+        ``gaps``: whether it may be some of the channels of wider maps.
+        """
         view = self.value(node)
         self.check_fixed(node)
         found = _as_feature_map(view, halo, halo_value)
-        if found is not None:
+        if found is not None and (gaps or found.activation is None or found.activation.pitch is None):
             return found
         key = (node, halo, halo_value)
         if key not in self._maps:
@@ -204,6 +241,14 @@ class Planner:
         if view.is_dense() and view.aligned and view.storage.space == "arena":
             return dataclasses.replace(view, activation=self.rows_of(node))
         return self.materialize(node)
+
+    def rows(self, node: fx.Node) -> View:
+        """The value as rows of its last dimension, with gaps between them where it is some columns of a wider matrix."""
+        view = self.value(node)
+        pitch = view.row_pitch()
+        if view.is_dense() or pitch is None or view.storage.space != "arena":
+            return self.matrix(node)
+        return dataclasses.replace(view, activation=dataclasses.replace(self.rows_of(node), pitch=pitch))
 
     def rows_of(self, node: fx.Node) -> Activation:
         """The value as a matrix: rows of its last dimension, as many as the maximum of a dynamic size gives."""
@@ -436,7 +481,7 @@ def _as_feature_map(view: View, halo: Halo, halo_value: int) -> View | None:
     if view.storage.space != "arena":
         return None
     own = view.activation
-    if own is not None and len(view.shape) == 4 and view.strides[1] == 1:
+    if own is not None and view.maxima[1:] == (own.channels, own.height, own.width):
         covered = all(have >= want for have, want in zip(own.halo, halo, strict=True))
         return view if covered and (halo == NO_HALO or view.halo_value == halo_value) else None
     samples, channels, height, width = view.maxima

@@ -6,6 +6,7 @@ never merged with another one.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,8 +30,8 @@ class Storage:
 class View:
     """Element ``index`` of the value is element ``offset + sum(index * strides)`` of the storage.
 
-    ``activation`` is set where the storage holds nothing but this feature map (or matrix), as the convolution kernels want it;
-    ``halo_value`` is what its halo, if any, is filled with.
+    ``activation`` is set where the value lies as the convolution kernels want a feature map (or matrix): alone in its storage, or as some
+    of the channels of what does. ``halo_value`` is what its halo, if any, is filled with.
     """
 
     storage: Storage
@@ -81,7 +82,15 @@ class View:
         shape, strides = list(self.shape), list(self.strides)
         shape[dim] = shifted(stop, -start) if isinstance(stop, Extent) else max(0, -(-(stop - start) // step))
         strides[dim] *= step
-        return self._alias(shape, strides, self.offset + start * self.strides[dim])
+        alias = self._alias(shape, strides, self.offset + start * self.strides[dim])
+        return replace(alias, activation=self._some_channels(dim, shape[dim])) if step == 1 else alias
+
+    def _some_channels(self, dim: int, size: Size) -> Activation | None:
+        """The activation with ``size`` indices of a dimension, if those are its channels."""
+        known = self.activation
+        if known is None or not isinstance(size, int) or size == 0:
+            return None
+        return known.part(size) if self.strides[dim] == 1 and self.shape[dim] == known.channels else None
 
     def flip(self, dims: Sequence[int]) -> View:
         """Dimensions of fixed sizes only."""
@@ -109,6 +118,13 @@ class View:
         strides = (*self.strides[:-2], row * stride[0], column * stride[1], row * dilation[0], column * dilation[1])
         return self._alias((*lead, *output, *kernel), strides)
 
+    def row_pitch(self) -> int | None:
+        """Elements from one row of the last dimension to the next; None where rows are not contiguous or not all as far apart."""
+        columns = self.maxima[-1] if self.shape else 1
+        rows, (steps,) = _merge(self.maxima[:-1], [self.strides[:-1]])
+        pitch = steps[0] if steps else columns
+        return pitch if len(rows) <= 1 and pitch >= columns and (columns == 1 or self.strides[-1] == 1) else None
+
     def is_dense(self) -> bool:
         """Row-major without gaps, for the maximum of dynamic sizes."""
         return _merge(self.maxima, [self.strides]) in (([], [[]]), ([self.elements], [[1]]))
@@ -116,6 +132,27 @@ class View:
     def _alias(self, shape: Sequence[Size], strides: Sequence[int], offset: int | None = None) -> View:
         start = self.offset if offset is None else offset
         return replace(self, shape=tuple(shape), strides=tuple(strides), offset=start, activation=None)
+
+
+def same_place(a: View, b: View) -> bool:
+    """Whether two views of the same shape are of the same elements."""
+    strides = all(x == y or size == 1 for x, y, size in zip(a.strides, b.strides, a.shape, strict=True))
+    return a.storage is b.storage and a.dtype == b.dtype and a.offset == b.offset and strides
+
+
+def joined(views: Sequence[View], dim: int) -> View | None:
+    """Values that lie one behind the other along a dimension of fixed sizes, as one; None where they do not."""
+    first = views[0]
+    sizes = [view.shape[dim] for view in views if len(view.shape) == len(first.shape)]
+    fixed = [size for size in sizes if isinstance(size, int)]
+    if len(fixed) != len(views):
+        return None
+    whole = first._alias([sum(fixed) if d == dim else size for d, size in enumerate(first.shape)], first.strides)
+    starts = itertools.accumulate(fixed, initial=0)
+    if not all(same_place(whole.slice(dim, start, start + size), view) for start, size, view in zip(starts, fixed, views, strict=False)):
+        return None
+    known = first._some_channels(dim, first.shape[dim])
+    return replace(whole, activation=known.part(sum(fixed)) if known is not None and sum(fixed) <= known.pixel_stride else None)
 
 
 def dense(storage: Storage, dtype: str, shape: Sequence[Size]) -> View:
@@ -126,7 +163,7 @@ def dense(storage: Storage, dtype: str, shape: Sequence[Size]) -> View:
 def feature_maps(storage: Storage, samples: int, activation: Activation, halo_value: int = 0) -> View:
     """[N, C, H, W] inside an NHWC storage, each sample with its halo and on an aligned address."""
     shape = (samples, activation.channels, activation.height, activation.width)
-    strides = (sample_stride(samples, activation), 1, activation.row_stride, activation.channels)
+    strides = (sample_stride(samples, activation), 1, activation.row_stride, activation.pixel_stride)
     return View(storage, activation.dtype, shape, strides, activation.origin, activation, halo_value)
 
 

@@ -11,8 +11,9 @@ from torch import fx
 import qcompiler.ir.ops  # noqa: F401  # registers the qc:: ops
 from qcompiler.backends.tvm.kernels import ITEM_SIZE, Activation, BitPlanes, ConvolutionKernel, Extent, Size
 from qcompiler.backends.tvm.operations.handler import Handler
-from qcompiler.backends.tvm.operations.windows import window_of
+from qcompiler.backends.tvm.operations.windows import Window, window_of
 from qcompiler.backends.tvm.templates.choice import weight_storage
+from qcompiler.backends.tvm.templates.layout import instruction_set
 from qcompiler.backends.tvm.templates.planes_layout import bit_planes
 from qcompiler.backends.tvm.views import Storage, View
 from qcompiler.ir import edit
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 _aten, _qc = torch.ops.aten, torch.ops.qc
 
 _BYTE = 8
+_ROWS = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
 
 
 def _convolution(planner: Planner, node: fx.Node) -> None:
     fusion = planner.fusion(node)
     window = window_of(planner, fusion.root)
     assert window is not None  # the root is a convolution
-    x = planner.feature_map(window.x, window.halo, window.pad_value)
+    x = planner.feature_map(window.x, window.halo, window.pad_value, gaps=_reads_gaps(planner, fusion, window))
     residual = planner.feature_map(fusion.residual) if fusion.residual is not None else None
     output = planner.allocate(node)
     geometry = {
@@ -48,23 +50,36 @@ def _convolution(planner: Planner, node: fx.Node) -> None:
         _call(planner, fusion, kernel, [view for view in (x, residual) if view is not None], output, sample)
 
 
+def _reads_gaps(planner: Planner, fusion: Fusion, window: Window) -> bool:
+    """Whether some channels of a wider map are multiplied as fast as maps without gaps, whose kernel rows are one run of inputs."""
+    groups, channels = argument(fusion.root, "groups"), int(planner.tensors[window.x].shape[1])
+    return window.kernel[1] == 1 or groups > 1 or channels % instruction_set(planner.target.name).granule == 0
+
+
 def _linear(planner: Planner, node: fx.Node) -> None:
     fusion = planner.fusion(node)
-    inputs = linear_inputs(planner, fusion)
-    _call(planner, fusion, linear_kernel(planner, fusion), inputs, planner.allocate_matrix(node))
+    inputs = [planner.rows(value) for value in _matrices_read(fusion)]
+    output = planner.allocate_rows(node)
+    x, *residuals, y = (view.activation for view in (*inputs, output))
+    assert x is not None and y is not None  # rows have one
+    kernel = _kernel(planner, fusion, x, residuals[0] if residuals else None, y, _ROWS, _dynamic_rows(planner.shape(node)))
+    _call(planner, fusion, kernel, inputs, output)
 
 
 def linear_kernel(planner: Planner, fusion: Fusion) -> ConvolutionKernel:
-    """The kernel of a linear layer over the rows of a matrix, by the sizes of its values alone."""
+    """The kernel of a linear layer over the rows of matrices without gaps, by the sizes of its values alone."""
     residual = planner.rows_of(fusion.residual) if fusion.residual is not None else None
     x, output = planner.rows_of(argument(fusion.root, "x")), planner.rows_of(fusion.last)
-    geometry = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
-    return _kernel(planner, fusion, x, residual, output, geometry, _dynamic_rows(planner.shape(fusion.last)))
+    return _kernel(planner, fusion, x, residual, output, _ROWS, _dynamic_rows(planner.shape(fusion.last)))
 
 
 def linear_inputs(planner: Planner, fusion: Fusion) -> list[View]:
-    """The matrices that its kernel reads: input, [residual operand]."""
-    return [planner.matrix(node) for node in (argument(fusion.root, "x"), fusion.residual) if node is not None]
+    """The matrices that such a kernel reads: input, [residual operand]."""
+    return [planner.matrix(node) for node in _matrices_read(fusion)]
+
+
+def _matrices_read(fusion: Fusion) -> list[fx.Node]:
+    return [node for node in (argument(fusion.root, "x"), fusion.residual) if node is not None]
 
 
 def _kernel(

@@ -99,14 +99,11 @@ def _expand(planner: Planner, node: fx.Node) -> None:
 
 
 def _cat(planner: Planner, node: fx.Node) -> None:
-    output = planner.allocate(node)
-    dim, start = argument(node, "dim") % len(output.shape), 0
+    dim = argument(node, "dim") % len(planner.shape(node))
     views = [planner.value(source) for source in argument(node, "tensors")]
     if any(isinstance(view.shape[dim], Extent) for view in views[:-1]):
         planner.decline(node, "it joins something behind a dynamic dimension; only the last part may be dynamic")
-    for view in views:
-        planner.elementwise(Copy(), [view], output.slice(dim, start, shifted(view.shape[dim], start)), node)
-        start += view.maxima[dim]
+    planner.concatenate(node, views, dim)
 
 
 def _constant_pad(planner: Planner, node: fx.Node) -> None:

@@ -3,7 +3,8 @@
 A convolution is a product of a pixel matrix and a weight matrix whose inner dimension is a list of *runs*: inputs that lie side by
 side in the NHWC map. Without dilation and groups, in a map without a pitch, the taps of one kernel row and their channels are one run of
 ``kw * channels`` bytes; otherwise each tap is a run of the group's channels. A run is padded to the instruction's granule with zero
-weights, so the bytes that are read past its end do not matter. Chunks of output channels are cut into *panels* that one register tile covers.
+weights, so the bytes that are read past its end do not matter. Chunks of output channels are cut into *panels* that one register
+tile covers.
 """
 
 from __future__ import annotations
