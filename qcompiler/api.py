@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,9 @@ def open_artifact(path: str | Path, threads: int | None = None) -> Module:
     return Module(content.program, content.compiled, backend, content.vectors, threads, content.recipe)
 
 
+_REMEMBERED_SIGNATURES = 64  # of inputs that were found to be right
+
+
 class Module:
     """A compiled program: float in, float out, integers in between. Batches of any size run sample by sample."""
 
@@ -188,6 +192,7 @@ class Module:
         self.recipe = recipe
         self._backend, self._threads = backend, threads
         self._executable: Executable | None = None
+        self._check = functools.lru_cache(_REMEMBERED_SIGNATURES)(functools.partial(_check_inputs, program.inputs))
 
     @property
     def target(self) -> str:
@@ -201,13 +206,13 @@ class Module:
             QCompilerError: the inputs do not have the number, shapes and dtypes of ``program.inputs``.
             TargetError: this machine cannot run the target.
         """
-        _check_inputs(self.program.inputs, inputs, integers=False)
+        self._check(False, _signature(inputs))
         outputs = self.executable().run(*inputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def run_integer(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The bare integers, in and out; equal to ``program.run_integer`` on every target."""
-        _check_inputs(self.program.inputs, inputs, integers=True)
+        self._check(True, _signature(inputs))
         return self.executable().run_integer(*inputs)
 
     def set_threads(self, threads: int) -> None:
@@ -225,7 +230,7 @@ class Module:
             QCompilerError: as ``__call__``.
             TargetError: code for this target has no steps of its own.
         """
-        _check_inputs(self.program.inputs, inputs, integers=False)
+        self._check(False, _signature(inputs))
         executable = self.executable()
         if not isinstance(executable, Profiler):
             raise TargetError(f"code for target {self.target} has no steps to be timed: compile for another target")
@@ -310,13 +315,19 @@ def _captured(
     return capture(model, example_inputs, dynamic_shapes=dynamic_shapes, allow_float=tuple(allow_float))
 
 
-def _check_inputs(specs: Sequence[ValueSpec], values: Sequence[torch.Tensor], *, integers: bool) -> None:
-    """Guard before machine code reads memory: number, dtype and shape of the inputs."""
-    if len(values) != len(specs):
-        raise QCompilerError(f"the module takes {len(specs)} input(s) ({', '.join(spec.name for spec in specs)}), got {len(values)}")
-    for spec, value in zip(specs, values, strict=True):
+def _signature(values: Sequence[torch.Tensor]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+    for position, value in enumerate(values):
+        if not isinstance(value, torch.Tensor):
+            raise QCompilerError(f"input {position} is of type {type(value).__name__}: pass torch tensors")
+    return tuple((value.shape, value.dtype) for value in values)
+
+
+def _check_inputs(specs: Sequence[ValueSpec], integers: bool, signature: Sequence[tuple[torch.Size, torch.dtype]]) -> None:
+    """Guard before machine code reads memory: number, dtype and shape of the inputs. Their range is the executable's to check."""
+    if len(signature) != len(specs):
+        raise QCompilerError(f"the module takes {len(specs)} input(s) ({', '.join(spec.name for spec in specs)}), got {len(signature)}")
+    for spec, (shape, found) in zip(specs, signature, strict=True):
         dtype = spec.quantized.integer.dtype if integers and spec.quantized else spec.dtype
-        if not fits(spec.shape, value.shape) or value.dtype != dtype:
-            raise QCompilerError(f"input '{spec.name}': expected {dtype} [{shape_text(spec.shape)}], got {value.dtype} {list(value.shape)}")
-        spec.check_range(value)
-    bind(specs, [value.shape for value in values])
+        if not fits(spec.shape, shape) or found != dtype:
+            raise QCompilerError(f"input '{spec.name}': expected {dtype} [{shape_text(spec.shape)}], got {found} {list(shape)}")
+    bind(specs, [shape for shape, _ in signature])

@@ -196,6 +196,7 @@ def test_code_for_another_machine_is_saved_but_not_run(
         ((torch.zeros(1, 3, 8, 7),), r"expected torch.float32 \[N, 3, 8, 8\], got torch.float32 \[1, 3, 8, 7\]"),
         ((torch.zeros(3, 8, 8),), r"expected torch.float32 \[N, 3, 8, 8\], got torch.float32 \[3, 8, 8\]"),
         ((torch.zeros(1, 3, 8, 8, dtype=torch.uint8),), r"expected torch.float32 .* got torch.uint8"),
+        (([[0.0]],), r"input 0 is of type list: pass torch tensors"),
     ],
 )
 def test_wrong_inputs_never_reach_the_code(

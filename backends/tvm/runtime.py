@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -19,12 +21,26 @@ from qcompiler.errors import ArtifactError, QCompilerError, TargetError
 from qcompiler.ir.program import Program
 from qcompiler.pipeline.backend import StepTime
 
+_REMEMBERED_CALLS = 64
+Signature = tuple[tuple[torch.Size, torch.dtype], ...]  # of the inputs of a call
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a signature decides: samples and the dynamic size, the types that the library reads, shapes and types that it writes."""
+
+    samples: int
+    symbol: int
+    inputs: tuple[torch.dtype, ...]
+    outputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+
 
 class TvmExecutable:
     """A loaded library with its parameters and its arena. Calls from several threads take turns."""
 
     def __init__(self, program: Program, plan: Plan, library: bytes, threads: int | None) -> None:
         self._plan, self._inputs = plan, program.inputs
+        self._call = functools.lru_cache(_REMEMBERED_CALLS)(functools.partial(_call, plan))
         self._library, descriptor = _load_library(library)
         weakref.finalize(self, _unload_library, self._library, descriptor)
         self._lock, self._profiling = threading.Lock(), threading.Lock()
@@ -74,48 +90,58 @@ class TvmExecutable:
                 raise TargetError(f"the operating system did not start {threads} threads: ask for fewer")
 
     def _run(self, function: str, border: str, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        ports = self._plan.inputs
-        if len(inputs) != len(ports):
-            raise QCompilerError(f"the program takes {len(ports)} input(s) ({', '.join(port.name for port in ports)}), got {len(inputs)}")
+        call = self._call(border, tuple((x.shape, x.dtype) for x in inputs))
         for x, spec in zip(inputs, self._inputs, strict=True):
             spec.check_range(x)
-        batch, symbol = self._batch(inputs), self._symbol(inputs)
-        ready = [_prepare(x, port, border, _shape(port, batch, symbol)) for x, port in zip(inputs, ports, strict=True)]
-        outputs = [torch.empty(_shape(port, batch, symbol), dtype=_dtype(port, border)) for port in self._plan.outputs]
+        ready = [_prepare(x, dtype) for x, dtype in zip(inputs, call.inputs, strict=True)]
+        outputs = [torch.empty(shape, dtype=dtype) for shape, dtype in call.outputs]
         with self._lock:
             status = getattr(self._library, function)(
-                self._arena.data_ptr(),
-                self._parameters.data_ptr(),
-                _addresses(ready),
-                _addresses(outputs),
-                batch if batch is not None else 1,
-                symbol,
+                self._arena.data_ptr(), self._parameters.data_ptr(), _addresses(ready), _addresses(outputs), call.samples, call.symbol
             )
         if status:
             raise TargetError("the compiled program stopped with an error")
         return tuple(outputs)
 
-    def _batch(self, inputs: Sequence[torch.Tensor]) -> int | None:
-        """The size of dimension 0 that all inputs share; None for a program without a symbolic batch."""
-        if not self._plan.batched:
-            return None
-        sizes = {x.shape[0] if x.dim() else 0 for x in inputs}
-        if len(sizes) != 1:
-            raise QCompilerError(f"all inputs must have the same batch (dimension 0), got {sorted(sizes)}")
-        return sizes.pop()
 
-    def _symbol(self, inputs: Sequence[torch.Tensor]) -> int:
-        """The value of the program's dynamic size, by the first input that has it (the others are compared with it); 0 without one."""
-        symbol = self._plan.symbol
-        if symbol is None:
-            return 0
-        for x, port in zip(inputs, self._plan.inputs, strict=True):
-            sizes = x.shape[1:] if self._plan.batched else x.shape
-            for size, found in zip(port.sample_shape, sizes, strict=False):
-                if isinstance(size, Extent):
-                    _check_symbol(symbol, found - size.offset, port)
-                    return int(found - size.offset)
-        return symbol.maximum  # no input has it: the shapes of all inputs are wrong, which is said next
+def _call(plan: Plan, border: str, signature: Signature) -> _Call:
+    """Raises QCompilerError where the plan takes no inputs of these shapes and types."""
+    if len(signature) != len(plan.inputs):
+        names = ", ".join(port.name for port in plan.inputs)
+        raise QCompilerError(f"the program takes {len(plan.inputs)} input(s) ({names}), got {len(signature)}")
+    shapes = [shape for shape, _ in signature]
+    batch, symbol = _batch(plan, shapes), _symbol(plan, shapes)
+    for (shape, dtype), port in zip(signature, plan.inputs, strict=True):
+        _check_input(shape, dtype, port, border, _shape(port, batch, symbol))
+    return _Call(
+        batch if batch is not None else 1,
+        symbol,
+        tuple(_dtype(port, border) for port in plan.inputs),
+        tuple((_shape(port, batch, symbol), _dtype(port, border)) for port in plan.outputs),
+    )
+
+
+def _batch(plan: Plan, shapes: Sequence[torch.Size]) -> int | None:
+    """The size of dimension 0 that all inputs share; None for a program without a symbolic batch."""
+    if not plan.batched:
+        return None
+    sizes = {shape[0] if shape else 0 for shape in shapes}
+    if len(sizes) != 1:
+        raise QCompilerError(f"all inputs must have the same batch (dimension 0), got {sorted(sizes)}")
+    return sizes.pop()
+
+
+def _symbol(plan: Plan, shapes: Sequence[torch.Size]) -> int:
+    """The value of the program's dynamic size, by the first input that has it (the others are compared with it); 0 without one."""
+    symbol = plan.symbol
+    if symbol is None:
+        return 0
+    for shape, port in zip(shapes, plan.inputs, strict=True):
+        for size, found in zip(port.sample_shape, shape[1:] if plan.batched else shape, strict=False):
+            if isinstance(size, Extent):
+                _check_symbol(symbol, found - size.offset, port)
+                return int(found - size.offset)
+    return symbol.maximum  # no input has it: the shapes of all inputs are wrong, which is said next
 
 
 def _check_symbol(symbol: Symbol, value: int, port: Port) -> None:
@@ -134,14 +160,17 @@ def _size(size: Size, symbol: int) -> int:
     return symbol + size.offset if isinstance(size, Extent) else size
 
 
-def _prepare(x: torch.Tensor, port: Port, border: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The tensor as the library reads it: no copy of a contiguous tensor of the right dtype."""
-    if tuple(x.shape) != shape:
-        raise QCompilerError(f"input '{port.name}' must have shape {list(shape)}, got {list(x.shape)}")
+def _check_input(found: torch.Size, dtype: torch.dtype, port: Port, border: str, shape: tuple[int, ...]) -> None:
+    if tuple(found) != shape:
+        raise QCompilerError(f"input '{port.name}' must have shape {list(shape)}, got {list(found)}")
     wanted = _dtype(port, border)
-    if x.dtype != wanted and not (x.dtype.is_floating_point and wanted.is_floating_point):
-        raise QCompilerError(f"input '{port.name}' must be {wanted}, got {x.dtype}")
-    return x.detach().to(device="cpu", dtype=wanted).contiguous()
+    if dtype != wanted and not (dtype.is_floating_point and wanted.is_floating_point):
+        raise QCompilerError(f"input '{port.name}' must be {wanted}, got {dtype}")
+
+
+def _prepare(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor as the library reads it: no copy of a contiguous tensor of the right dtype."""
+    return x if x.dtype is dtype and x.is_cpu and x.is_contiguous() else x.detach().to(device="cpu", dtype=dtype).contiguous()
 
 
 def _dtype(port: Port, border: str) -> torch.dtype:
