@@ -76,7 +76,7 @@ class _DepthwiseKernel:
     def _row(self, chunk: Chunk, offset: Expr, first_row: Expr, rows: int) -> None:
         """Strips of a row: the interleaved columns of one, then its tiles."""
         layout, width = self._layout, self._kernel.output.width
-        columns = T.alloc_buffer((layout.strip_inputs * layout.column_taps * chunk.channels,), layout.weights.dtype, scope="local")
+        columns = e.scratch(layout.strip_inputs * layout.column_taps * chunk.channels, layout.weights.dtype)
         strips = -(-width // layout.strip)
         rest = width % layout.columns
         with T.serial(0, strips) as strip:
