@@ -38,7 +38,7 @@ class Executable(Protocol):
     """A loaded CompiledProgram. Never touches the compiler: the runtime is enough."""
 
     def run_integer(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Integers in, integers out, equal to ``Program.run_integer``."""
+        """Integers in, integers out, equal to ``Program.run_integer``. Raises QCompilerError where one lies outside its input's range."""
 
     def run(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Floats in, floats out: quantizes and dequantizes at the border with the formulas of ``arithmetic``."""
