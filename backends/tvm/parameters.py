@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -30,6 +30,22 @@ def packed_arrays(kernel: PackedKernel, target: str, constants: Mapping[str, tor
     return tuple(torch.from_numpy(array) for array in packing.pack(kernel, target, shaped))
 
 
+def joined_constants(constants: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The constants of a kernel by role, of several layers one behind the other along output channels; those of no channel are equal."""
+    by_role: dict[str, list[torch.Tensor]] = {}
+    for role, tensor in constants:
+        by_role.setdefault(role, []).append(tensor)
+    return {role: tensors[0] if len(tensors) == 1 else _joined(role, tensors, by_role["weight"]) for role, tensors in by_role.items()}
+
+
+def _joined(role: str, tensors: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    if role == "weight":
+        return torch.cat(list(tensors))
+    if role in ("table", *_RESIDUAL_ROLES):
+        return tensors[0]
+    return torch.cat([tensor.reshape(-1).expand(weight.shape[0]) for tensor, weight in zip(tensors, weights, strict=True)])
+
+
 def _shaped(kernel: ConvolutionKernel, role: str, tensor: torch.Tensor) -> torch.Tensor:
     channels = kernel.output.channels
     if role == "weight":
@@ -55,7 +71,7 @@ def parameter_reader(program: Program, target: str) -> Callable[[Source], torch.
             return _border(program, source)
         key = (source.kernel, source.constants, source.group)
         if key not in packed:
-            constants = {role: _buffer(program, name) for role, name in source.constants}
+            constants = joined_constants((role, _buffer(program, name)) for role, name in source.constants)
             packed[key] = packed_arrays(source.kernel, target, constants, source.group)
         return packed[key][source.index]
 

@@ -44,12 +44,20 @@ class Constant:
 
 @dataclass(frozen=True)
 class Packed:
-    """Array number ``index`` of what ``parameters.packed_arrays`` makes of these buffers (role to name) for a kernel."""
+    """Array number ``index`` of what ``parameters.packed_arrays`` makes of these buffers (role to name) for a kernel.
+
+    A role that occurs several times is that of several layers, which ``parameters.joined_constants`` puts together.
+    """
 
     kernel: PackedKernel
     constants: tuple[tuple[str, str], ...]
     index: int
     group: int = 0  # inputs whose weights share one of the constant ``factors``; 0: there are none
+
+    @property
+    def layers(self) -> int:
+        """How many layers the kernel computes, each by as many nodes."""
+        return sum(role == self.constants[0][0] for role, _ in self.constants)
 
 
 @dataclass(frozen=True)
@@ -131,11 +139,13 @@ class Plan:
         """A line for each width of weights that kernels unpack in registers, and of weights and inputs whose bits they multiply, with
         the layers."""
         layers: dict[str, list[str]] = {}
+        packed = {parameter.offset: parameter.source for parameter in self.parameters if isinstance(parameter.source, Packed)}
         for step in self.body:
-            if isinstance(step.kernel, kernels.ConvolutionKernel):
-                kind = _weight_kind(step.kernel)
-                if kind is not None:
-                    layers.setdefault(kind, []).append(step.nodes[0])
+            kind = _weight_kind(step.kernel) if isinstance(step.kernel, kernels.ConvolutionKernel) else None
+            if kind is not None:
+                sources = (packed.get(pointer.offset) for pointer in step.pointers if pointer.space == "parameters")
+                count = next(source.layers for source in sources if source is not None)
+                layers.setdefault(kind, []).extend(step.nodes[:: len(step.nodes) // count])
         return tuple(f"{kind}: {', '.join(dict.fromkeys(names))}" for kind, names in sorted(layers.items()))
 
 

@@ -22,6 +22,7 @@ from qcompiler.backends.tvm import arena, operations, products
 from qcompiler.backends.tvm.concatenation import channel_dim, find_places
 from qcompiler.backends.tvm.fuse import Fusion, find_fusions
 from qcompiler.backends.tvm.fuse_hadamard import find_hadamard_fusions
+from qcompiler.backends.tvm.fuse_layers import find_joint_layers
 from qcompiler.backends.tvm.fuse_products import find_product_fusions
 from qcompiler.backends.tvm.fuse_rows import find_row_fusions
 from qcompiler.backends.tvm.kernels import (
@@ -41,7 +42,7 @@ from qcompiler.backends.tvm.kernels import (
     maximum,
     shifted,
 )
-from qcompiler.backends.tvm.parameters import packed_arrays
+from qcompiler.backends.tvm.parameters import joined_constants, packed_arrays
 from qcompiler.backends.tvm.plan import Constant, Numbers, Packed, Parameter, Plan, Pointer, Port, Scale, Source, Step, Symbol
 from qcompiler.backends.tvm.sharing import share
 from qcompiler.backends.tvm.target import KernelTarget
@@ -97,6 +98,8 @@ class Planner:
         self._hadamard_fusions = find_hadamard_fusions(program.graph, self.tensors, set(kept), self._fusions)
         self._in_hadamard_fusion = {node for fusion in self._hadamard_fusions.values() for node in fusion.nodes}
         self._places = find_places(program.graph, self.tensors, self.shape, self._fusions)
+        self._joint_layers = find_joint_layers(program.graph, self._fusions, self._places, self.constant)
+        self._in_joint_layers = {fusion.last for fusions in self._joint_layers.values() for fusion in fusions}
         self._values: dict[fx.Node, View] = {}
         self._maps: dict[tuple[fx.Node, Halo, int], View] = {}
         self._calls: list[_Call] = []
@@ -203,10 +206,13 @@ class Planner:
                 self.elementwise(Copy(), [part], place, node)
             start += part.maxima[dim]
 
-    def packed(self, kernel: PackedKernel, constants: Mapping[str, fx.Node], group: int = 0) -> list[View]:
-        """The packed parameters of a kernel, in the kernel's order; ``constants`` by role, ``group``: inputs that share a factor."""
-        names = tuple((role, str(node.target)) for role, node in constants.items())
-        tensors = {role: getattr(self.program.graph_module, name) for role, name in names}
+    def packed(self, kernel: PackedKernel, *constants: Mapping[str, fx.Node], group: int = 0) -> list[View]:
+        """The packed parameters of a kernel, in the kernel's order; ``constants`` by role, of each layer that it computes.
+
+        ``group``: inputs that share a factor.
+        """
+        names = tuple((role, str(node.target)) for layer in constants for role, node in layer.items())
+        tensors = joined_constants((role, getattr(self.program.graph_module, name)) for role, name in names)
         arrays = packed_arrays(kernel, self.target.name, tensors, group)
         return [self.parameter(Packed(kernel, names, index, group), array) for index, array in enumerate(arrays)]
 
@@ -414,6 +420,10 @@ class Planner:
         if node in self._in_hadamard_fusion:
             if node in self._hadamard_fusions:
                 operations.hadamard(self, self._hadamard_fusions[node])
+            return
+        if node in self._in_joint_layers:
+            if node in self._joint_layers:
+                operations.joint_layers(self, self._joint_layers[node])
             return
         fusion = self._fused.get(node)
         if fusion is not None and fusion.last is not node:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from qcompiler.backends.tvm.operations import elementwise, islands, layers, movement, reductions, rows
 from qcompiler.backends.tvm.operations.hadamard import hadamard
 from qcompiler.backends.tvm.operations.handler import Handler
+from qcompiler.backends.tvm.operations.layers import joint_layers
 from qcompiler.backends.tvm.operations.rows import normalization
 from qcompiler.backends.tvm.operations.windows import Window, window_of
 
-__all__ = ["HANDLERS", "Handler", "Window", "hadamard", "normalization", "window_of"]
+__all__ = ["HANDLERS", "Handler", "Window", "hadamard", "joint_layers", "normalization", "window_of"]
 
 HANDLERS: Mapping[object, Handler] = {
     **layers.HANDLERS,

@@ -60,7 +60,7 @@ def _layer_and_transform(planner: Planner, fusion: HadamardFusion, layer: Fusion
     operands = [Operand(each.dtype, (each.channels, 1)) for each in (of_layer.output, result)]
     kernel = LinearHadamardKernel(of_layer, _kernel(planner, fusion, (rows,), *operands), block_rows)
     inputs = [buffer_pointer(view) for view in linear_inputs(planner, layer)]
-    parameters = layer_parameters(planner, layer, kernel.part)
+    parameters = layer_parameters(planner, kernel.part, layer)
     output = buffer_pointer(planner.allocate_matrix(fusion.last))
     planner.call(kernel, [*inputs, *parameters, *_factors(planner, fusion), output], *fusion.nodes)
     return True

@@ -6,13 +6,14 @@ import random
 from typing import Any
 
 import pytest
+import torch
 from torch import fx
 
 from qcompiler.backends.tvm.kernels import ConvolutionKernel, Copy, ElementwiseKernel, HaloKernel, ResidualAdd
 from qcompiler.backends.tvm.plan import Plan
 from qcompiler.backends.tvm.planner import make_plan
 from qcompiler.backends.tvm.target import TARGETS
-from qcompiler.ir.types import DynamicSize
+from qcompiler.ir.types import DynamicSize, IntegerType, QuantizedType
 
 TARGET = TARGETS["x86-64-v3"]
 
@@ -51,8 +52,8 @@ def test_convolutions_store_into_the_map_that_joins_them(integer_program: Any) -
 
 def test_linear_layers_store_into_the_matrix_that_joins_them(integer_program: Any) -> None:
     p = integer_program()
-    x = p.input(None, 7, 16)
-    plan = make_plan(p.finish(_rows(p, p.call("aten.cat", [_rows(p, x, 24), _rows(p, x, 8)], -1), 4)), TARGET)
+    x, other = p.input(None, 7, 16), p.input(None, 7, 8)
+    plan = make_plan(p.finish(_rows(p, p.call("aten.cat", [_rows(p, x, 24), _rows(p, other, 8)], -1), 4)), TARGET)
     assert not _copies(plan)
     assert [(part.output.channels, part.output.pitch) for part in _layers(plan)] == [(24, 32), (8, 32), (4, None)]
 
@@ -60,16 +61,84 @@ def test_linear_layers_store_into_the_matrix_that_joins_them(integer_program: An
 @pytest.mark.parametrize("rank", [3, 4])
 def test_channels_of_a_residual_operand_are_read_where_they_lie(integer_program: Any, rank: int) -> None:
     p = integer_program()
-    x = p.input(None, *((16, 8, 8) if rank == 4 else (7, 16)))
-    dim = 1 if rank == 4 else 2
+    shape, dim = ((16, 8, 8), 1) if rank == 4 else ((7, 16), 2)
+    x = p.input(None, *shape)
     parts = []
     for start, stop in ((0, 6), (6, 16)):
-        accumulator, bound = p.convolution(x, stop - start) if rank == 4 else p.linear(x, stop - start)
+        source = p.input(None, *shape)
+        accumulator, bound = p.convolution(source, stop - start) if rank == 4 else p.linear(source, stop - start)
         parts.append(p.add(accumulator, p.call("aten.slice:Tensor", x, dim, start, stop), bound, 255))
     plan = make_plan(p.finish(p.call("aten.cat", parts, dim)), TARGET)
     assert not _copies(plan)
     epilogues = [layer.epilogue for layer in _layers(plan)]
     assert [each.operand.pitch for each in epilogues if isinstance(each, ResidualAdd)] == [16, 16]
+
+
+def _split(p: Any, x: fx.Node, added: fx.Node | None, sizes: list[int], size: int = 3) -> fx.Node:
+    """What ``split-channels`` makes of a layer, with a residual add where a value is ``added``."""
+    parts, start = [], 0
+    for channels in sizes:
+        if added is None:
+            parts.append(_layer(p, x, channels, size))
+        else:
+            accumulator, bound = p.convolution(x, channels, (size, size), padding=[size // 2] * 4)
+            operand = p.call("aten.slice:Tensor", added, 1, start, start + channels)
+            parts.append(
+                p.builder.call(
+                    torch.ops.qc.add.default, accumulator, operand, *_factors(p, bound, channels), 21, 0, 7, 90, 0, 255, 8, False
+                )
+            )
+        start += channels
+    return p.call("aten.cat", parts, 1)
+
+
+def _factors(p: Any, bound: int, channels: int) -> list[fx.Node]:
+    """Of each channel of an accumulator, and one for all of a residual operand."""
+    numbers = [
+        torch.full((channels, 1, 1), 30 - bound.bit_length()),
+        p.multiplier((channels, 1, 1)),
+        torch.tensor(22),
+        torch.tensor(1 << 29),
+    ]
+    return [p.constant("factor", each.to(torch.int32)) if isinstance(each, torch.Tensor) else each for each in numbers]
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_parts_of_a_layer_are_one_kernel_where_vectors_would_be_half_empty(integer_program: Any, added: bool) -> None:
+    p = integer_program()
+    x = p.call("qc.clamp", p.input(None, 16, 8, 8), 3, 250)
+    joined = _split(p, x, x if added else None, [4, 8, 4])
+    plan = make_plan(p.finish(joined), TARGETS["x86-64-vnni"])
+    (layer,) = _layers(plan)
+    assert (layer.output.channels, layer.output.pitch) == (16, None) and not _copies(plan)
+    step = next(step for step in plan.body if step.kernel is layer)
+    assert sum(name.startswith("convolution") for name in step.nodes) == 3
+
+
+def test_layers_that_round_otherwise_or_are_read_otherwise_are_kernels_of_their_own(integer_program: Any) -> None:
+    p = integer_program()
+    x = p.input(None, 16, 8, 8)
+    accumulator, bound = p.convolution(x, 8)
+    other_form = p.requantize(accumulator, bound, (8, 1, 1), "narrow")
+    read_before = _layer(p, x, 8)
+    reader = p.call("qc.clamp", read_before, 3, 250)
+    joined = p.call("aten.cat", [_layer(p, x, 8), other_form, _layer(p, x, 8, 3), read_before, _layer(p, x, 8), _layer(p, x, 8)], 1)
+    plan = make_plan(p.finish(joined, reader), TARGETS["x86-64-vnni"])
+    assert [layer.output.channels for layer in _layers(plan)] == [8, 8, 8, 8, 16] and not _copies(plan)
+
+
+def test_layers_of_few_bits_stay_alone_where_that_is_faster(integer_program: Any) -> None:
+    """Weights of 2 bits that are read from memory take a quarter of the time, which one kernel of 8 bits for both would lose."""
+    p = integer_program()
+    x = p.input(None, 1, 2048)
+    parts = []
+    for bits in (2, 8):  # and not bits that are counted: nothing is known of the input's range
+        weight = p.integers("weight", -(1 << (bits - 1)), (1 << (bits - 1)) - 1, (2048, 2048), torch.int8)
+        weight.meta["quantized"] = QuantizedType(IntegerType(bits, True), (0.5,) * 2048, axis=0)
+        accumulator = p.call("qc.linear", x, weight, p.integers("bias", -5000, 5000, (2048,)))
+        parts.append(p.requantize(accumulator, 127 * 255 * 2048 + 5000, (2048,)))
+    plan = make_plan(p.finish(p.call("aten.cat", parts, -1)), TARGETS["x86-64-vnni"])
+    assert [layer.weight_bits for layer in _layers(plan)] == [2, 8]
 
 
 def test_a_value_with_other_readers_that_want_it_by_itself_is_copied(integer_program: Any) -> None:
@@ -105,7 +174,7 @@ def test_a_join_of_joins_has_one_memory(integer_program: Any) -> None:
         p.finish(p.call("aten.cat", [_layer(p, x, 4), inner, p.call("qc.max_pool2d", x, [1, 1], [1, 1], [0] * 4, [1, 1])], 1)), TARGET
     )
     assert not _copies(plan)
-    assert [layer.output.pitch for layer in _layers(plan)] == [36, 36, 36]
+    assert {layer.output.pitch for layer in _layers(plan)} == {36}
 
 
 def test_halves_that_are_joined_again_are_the_whole(integer_program: Any) -> None:
@@ -160,7 +229,9 @@ def _grow(p: Any, choose: random.Random, maps: list[fx.Node]) -> fx.Node:
     """One more 8-bit map made of those that exist."""
     x = choose.choice(maps[-6:])
     channels = int(x.meta["val"].shape[1])
-    kind = choose.choice(["layer", "layer", "layer", "depthwise", "residual", "cat", "cat", "cat", "slice", "table", "pool"])
+    kind = choose.choice(
+        ["layer", "layer", "layer", "depthwise", "residual", "cat", "cat", "cat", "split", "split", "slice", "table", "pool"]
+    )
     if kind == "layer":
         size = choose.choice([1, 3])
         return _layer(p, x, choose.choice([3, 8, 16, 24]), size, pad_value=choose.choice([7, 9]))
@@ -170,6 +241,8 @@ def _grow(p: Any, choose: random.Random, maps: list[fx.Node]) -> fx.Node:
         start = choose.randrange(channels)
         accumulator, bound = p.convolution(choose.choice(maps[-4:]), channels - start, (3, 3), padding=(1, 1, 1, 1))
         return p.add(accumulator, p.call("aten.slice:Tensor", x, 1, start, channels), bound, 255)
+    if kind == "split":
+        return _split(p, x, choose.choice([None, x]), [channels // 3 or 1, channels - (channels // 3 or 1)], choose.choice([1, 3]))
     if kind == "cat":
         return p.call("aten.cat", [x, *choose.choices(maps[-5:], k=choose.choice([1, 2]))], 1)
     if kind == "slice":
