@@ -12,7 +12,7 @@ SCRATCH_BYTES = 1 << 19  # of stack that one kernel may use
 TILE_ROWS = 16
 BLOCK_ROWS = 24  # queries of a block of attention, about
 TILE_BLOCK_ROWS = 64  # at most with AMX, where tiles of rows overlap ...
-TILE_BLOCK_BYTES = 96 << 10  # ... of their scores and exponentials: small beside the second-level cache
+TILE_BLOCK_BYTES = 64 << 10  # ... of their scores and exponentials: small beside the second-level cache
 LONGEST_ROW = 1 << 14  # keys: twice their exponentials sum to less than 2^31
 
 
@@ -81,7 +81,7 @@ def block_rows(how: Scheme, keys: Size) -> int:
     """Queries of a block of attention, about."""
     if how.kind != "tiles":
         return BLOCK_ROWS
-    return min(TILE_BLOCK_ROWS, max(TILE_ROWS, TILE_BLOCK_BYTES // (3 * how.padded(keys))))
+    return min(TILE_BLOCK_ROWS, max(TILE_ROWS, TILE_BLOCK_BYTES // (2 * how.padded(keys))))
 
 
 def fits_stack(kernel: MatrixProductKernel | AttentionKernel, target: str) -> bool:
