@@ -35,7 +35,7 @@ def serves(kernel: ElementwiseKernel) -> bool:
     if channels not in _CHANNELS or width < _FEWEST:
         return False
     x, *parameters = kernel.operands
-    is_pixels = ITEM_SIZE[kernel.output.dtype] == 1 and kernel.output.strides[-2:] == (channels, 1)
+    is_pixels = kernel.output.dtype in ("int8", "uint8") and kernel.output.strides[-2:] == (channels, 1)
     return is_pixels and x.strides[-2] == 1 and all(operand.strides[-2] == 0 for operand in parameters)
 
 
@@ -54,7 +54,8 @@ def emit(kernel: ElementwiseKernel, target: KernelTarget) -> tirx.PrimFunc:
 
 def _parameter(name: str, operand: Operand, kernel: ElementwiseKernel) -> Parameter:
     """With no more memory than the operand has."""
-    reach = operand.offset + sum((size - 1) * stride for size, stride in zip(maxima(kernel.shape), operand.strides, strict=True))
+    steps = zip(maxima(kernel.shape), operand.strides, strict=True)
+    reach = operand.offset + sum((size - 1) * stride for size, stride in steps if stride > 0)
     return Parameter(name, operand.dtype, reach + 1)
 
 

@@ -67,6 +67,14 @@ def test_copies_into_rows_that_lie_apart(run_function: Callable[..., Array], tar
     assert (found[:, 29:] == np.int8(GUARD)).all()
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_copies_channels_from_the_last_to_the_first(run_function: Callable[..., Array], target: str) -> None:
+    kernel = _kernel((50, 3), "uint8", False)
+    kernel = replace(kernel, operation=Copy(), operands=(Operand("uint8", (1, -50), offset=100),))
+    x = np.random.default_rng(2).integers(0, 256, (3, 50)).astype(np.uint8)
+    assert np.array_equal(run_function(_emit, kernel, target, [x], 150, "uint8").reshape(50, 3), x[::-1].T)
+
+
 def test_serves_no_short_rows_and_no_wide_pixels() -> None:
     assert not pixels.serves(_kernel((40, 15, 3), "uint8", False))
     assert not pixels.serves(_kernel((40, 40, 5), "uint8", False))
