@@ -15,8 +15,9 @@ from qcompiler.calibration.data import CalibrationData, DataSource
 from qcompiler.capture import Model, capture
 from qcompiler.capture.dynamic import DynamicShapes
 from qcompiler.errors import CalibrationError, QCompilerError, TargetError
+from qcompiler.ir.inputs import check_signature, signature
 from qcompiler.ir.program import Program, ValueSpec
-from qcompiler.ir.sizes import bind, concrete_shape, fits, shape_text
+from qcompiler.ir.sizes import concrete_shape
 from qcompiler.ir.types import Stage
 from qcompiler.pipeline.backend import Backend, CompiledProgram, Executable, Profiler, StepTime
 from qcompiler.pipeline.contract import Pass
@@ -192,7 +193,7 @@ class Module:
         self.recipe = recipe
         self._backend, self._threads = backend, threads
         self._executable: Executable | None = None
-        self._check = functools.lru_cache(_REMEMBERED_SIGNATURES)(functools.partial(_check_inputs, program.inputs))
+        self._check = functools.lru_cache(_REMEMBERED_SIGNATURES)(functools.partial(check_signature, program.inputs, "module"))
 
     @property
     def target(self) -> str:
@@ -206,13 +207,13 @@ class Module:
             QCompilerError: the inputs do not have the number, shapes and dtypes of ``program.inputs``.
             TargetError: this machine cannot run the target.
         """
-        self._check(False, _signature(inputs))
+        self._check(False, signature(inputs))
         outputs = self.executable().run(*inputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def run_integer(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The bare integers, in and out; equal to ``program.run_integer`` on every target."""
-        self._check(True, _signature(inputs))
+        self._check(True, signature(inputs))
         return self.executable().run_integer(*inputs)
 
     def set_threads(self, threads: int) -> None:
@@ -230,7 +231,7 @@ class Module:
             QCompilerError: as ``__call__``.
             TargetError: code for this target has no steps of its own.
         """
-        self._check(False, _signature(inputs))
+        self._check(False, signature(inputs))
         executable = self.executable()
         if not isinstance(executable, Profiler):
             raise TargetError(f"code for target {self.target} has no steps to be timed: compile for another target")
@@ -313,21 +314,3 @@ def _captured(
     if isinstance(model, Program):
         return model
     return capture(model, example_inputs, dynamic_shapes=dynamic_shapes, allow_float=tuple(allow_float))
-
-
-def _signature(values: Sequence[torch.Tensor]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
-    for position, value in enumerate(values):
-        if not isinstance(value, torch.Tensor):
-            raise QCompilerError(f"input {position} is of type {type(value).__name__}: pass torch tensors")
-    return tuple((value.shape, value.dtype) for value in values)
-
-
-def _check_inputs(specs: Sequence[ValueSpec], integers: bool, signature: Sequence[tuple[torch.Size, torch.dtype]]) -> None:
-    """Guard before machine code reads memory: number, dtype and shape of the inputs. Their range is the executable's to check."""
-    if len(signature) != len(specs):
-        raise QCompilerError(f"the module takes {len(specs)} input(s) ({', '.join(spec.name for spec in specs)}), got {len(signature)}")
-    for spec, (shape, found) in zip(specs, signature, strict=True):
-        dtype = spec.quantized.integer.dtype if integers and spec.quantized else spec.dtype
-        if not fits(spec.shape, shape) or found != dtype:
-            raise QCompilerError(f"input '{spec.name}': expected {dtype} [{shape_text(spec.shape)}], got {found} {list(shape)}")
-    bind(specs, [shape for shape, _ in signature])

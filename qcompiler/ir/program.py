@@ -76,8 +76,13 @@ class Program:
         return results[0] if len(results) == 1 else results
 
     def run(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """As ``__call__``, always a tuple. At INTEGER: quantize the inputs, run the integers, dequantize the outputs."""
+        """As ``__call__``, always a tuple. At INTEGER: quantize the inputs, run the integers, dequantize the outputs.
+
+        Raises:
+            QCompilerError: the inputs do not have the number, shapes and dtypes of ``inputs``.
+        """
         if self.stage is not Stage.INTEGER:
+            self._check(inputs, integers=False)
             return self._execute(inputs)
         return self.dequantize_outputs(self.run_integer(*self.quantize_inputs(inputs)))
 
@@ -85,10 +90,16 @@ class Program:
         """The bare integers of the INTEGER stage, in and out."""
         if self.stage is not Stage.INTEGER:
             raise QCompilerError(f"the program is at stage {self.stage.value}: lower it with the pass 'lower-integer' before run_integer")
+        self._check(inputs, integers=True)
         return self._execute(inputs)
 
     def quantize_inputs(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        self._check_count(inputs)
+        """The integers inside for the floats outside; integers that the user gives stay.
+
+        Raises:
+            QCompilerError: as ``run``.
+        """
+        self._check(inputs, integers=False)
         return tuple(arithmetic.quantize(x, s.quantized) if s.quantized else x for x, s in zip(inputs, self.inputs, strict=True))
 
     def dequantize_outputs(self, outputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -110,14 +121,13 @@ class Program:
         return replace(self, **changes)  # type: ignore[arg-type]  # dataclasses.replace checks the names itself
 
     def _execute(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        self._check_count(inputs)
         for spec, value in zip(self.inputs, inputs, strict=True):
             spec.check_range(value)
         with torch.no_grad():
             result = self.graph_module(*inputs)
         return tuple(result)
 
-    def _check_count(self, inputs: Sequence[torch.Tensor]) -> None:
-        if len(inputs) != len(self.inputs):
-            names = ", ".join(spec.name for spec in self.inputs)
-            raise QCompilerError(f"the program takes {len(self.inputs)} input(s) ({names}), got {len(inputs)}")
+    def _check(self, inputs: Sequence[torch.Tensor], *, integers: bool) -> None:
+        from qcompiler.ir.inputs import check_inputs
+
+        check_inputs(self.inputs, inputs, integers, "program")

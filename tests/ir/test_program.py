@@ -51,6 +51,23 @@ def test_the_number_of_inputs_is_checked() -> None:
         integer_program()(torch.ones(1, 2))
 
 
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.ones(1, 3), r"input 'x': expected torch.float32 \[N, 2\], got torch.float32 \[1, 3\]"),
+        (torch.ones(2), r"input 'x': expected torch.float32 \[N, 2\], got torch.float32 \[2\]"),
+        (torch.ones(1, 2, dtype=torch.float64), r"input 'x': expected torch.float32 \[N, 2\], got torch.float64 \[1, 2\]"),
+        ([[1.0, 2.0]], "input 0 is of type list: pass torch tensors"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_declined(x: torch.Tensor, message: str) -> None:
+    program, y = integer_program(), torch.ones(1, 2, dtype=torch.uint8)
+    with pytest.raises(QCompilerError, match=message):
+        program(x, y)
+    with pytest.raises(QCompilerError, match=r"input 'x': expected torch.uint8 \[N, 2\], got torch.float32"):
+        program.run_integer(torch.ones(1, 2), y)
+
+
 def test_text_and_verify_are_those_of_the_modules() -> None:
     program = integer_program()
     program.verify()
