@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qcompiler.errors import CalibrationError
+from qcompiler.errors import CalibrationError, QCompilerError
 from qcompiler.ir.program import ValueSpec
 from qcompiler.ir.sizes import fits, shape_text
 from qcompiler.user_code import import_user_module
@@ -39,7 +39,7 @@ class Labelled:
 _BATCH = 32
 _KEPT_SAMPLES = 4
 _ARRAY_FILES = (".npy", ".npz")
-_EMPTY = "the calibration data are empty: give at least one input, better 100 or more"
+_EMPTY = "the {} data are empty: give at least one input"
 
 
 class CalibrationData:
@@ -50,16 +50,17 @@ class CalibrationData:
             for each input (numpy arrays will do), or such a batch ``Labelled`` with a group; or a function without arguments that gives
             such an iterable.
         inputs: what the program takes.
+        purpose: what the data are for, as messages call them: "calibration sample 3".
 
     Iterating reads the source from its start. A generator has only one: its second reading is a CalibrationError that says so.
 
     Raises:
         CalibrationError: the data are empty, or a batch has non-finite values or the wrong number, shape or dtype of inputs: the
-            message says which item of the data, which input, what was expected and what came.
+            message says which item of the data, which input, what was expected and what came. Or what gives the data fails itself.
     """
 
-    def __init__(self, source: DataSource, inputs: Sequence[ValueSpec]) -> None:
-        self._source, self._inputs = source, tuple(inputs)
+    def __init__(self, source: DataSource, inputs: Sequence[ValueSpec], purpose: str = "calibration") -> None:
+        self._source, self._inputs, self._purpose = source, tuple(inputs), purpose
         self._used_up = False
         self._samples: Samples | None = None
         self.total = len(source) if isinstance(source, list | tuple) else None
@@ -77,7 +78,7 @@ class CalibrationData:
                 self._samples = _first_samples(batch, self._inputs)
             yield group, batch
         if position < 0:
-            raise CalibrationError(_EMPTY)
+            raise CalibrationError(_EMPTY.format(self._purpose))
 
     def samples(self) -> Samples:
         """The first few samples, each a batch of one: kept for test vectors and for measuring what a pass loses."""
@@ -85,38 +86,49 @@ class CalibrationData:
             items = self._items()
             first = next(items, None)
             if first is None:
-                raise CalibrationError(_EMPTY)
+                raise CalibrationError(_EMPTY.format(self._purpose))
             if isinstance(self._source, Iterator):
                 self._source, self._used_up = itertools.chain([first], items), False
             self._samples = _first_samples(self._check(0, first.inputs if isinstance(first, Labelled) else first), self._inputs)
         return self._samples
 
     def _items(self) -> Iterator[object]:
+        """The items one by one; an error of the user's code that gives them is told as such, not as one of the pass that asked."""
+        position = 0
+        try:
+            for item in self._opened():
+                yield item
+                position += 1
+        except QCompilerError:
+            raise
+        except Exception as error:  # the user's function or iterable may raise anything
+            place = f"what gives the {self._purpose} data failed at sample {position}"
+            raise CalibrationError(f"{place}: {type(error).__name__}: {error}; correct it") from error
+
+    def _opened(self) -> Iterator[object]:
         if isinstance(self._source, Iterator):
             if self._used_up:
-                raise CalibrationError("the calibration data are a generator, which can be read only once: give a list or a function")
+                raise CalibrationError(f"the {self._purpose} data are a generator, which can be read only once: give a list or a function")
             self._used_up = True
             return self._source
         source = self._source() if callable(self._source) else self._source
         if isinstance(source, torch.Tensor | np.ndarray):
             return iter(torch.as_tensor(source).split(_BATCH))
         if not isinstance(source, Iterable):
-            raise CalibrationError(f"calibration data must be an iterable of inputs, got {type(source).__name__}")
+            raise CalibrationError(f"{self._purpose} data must be an iterable of inputs, got {type(source).__name__}")
         return iter(source)
 
     def _check(self, position: int, item: object) -> tuple[torch.Tensor, ...]:
-        values = tuple(item) if isinstance(item, list | tuple) else (item,)
+        values, place = tuple(item) if isinstance(item, list | tuple) else (item,), f"{self._purpose} sample {position}"
         if len(values) != len(self._inputs):
             names = ", ".join(f"'{spec.name}'" for spec in self._inputs)
             hint = "; drop the labels" if len(values) > len(self._inputs) else ""
-            raise CalibrationError(
-                f"calibration sample {position}: expected {len(self._inputs)} input(s) ({names}), got {len(values)} values{hint}"
-            )
-        return tuple(_check_value(position, spec, value) for spec, value in zip(self._inputs, values, strict=True))
+            raise CalibrationError(f"{place}: expected {len(self._inputs)} input(s) ({names}), got {len(values)} values{hint}")
+        return tuple(_check_value(place, spec, value) for spec, value in zip(self._inputs, values, strict=True))
 
 
-def _check_value(position: int, spec: ValueSpec, value: object) -> torch.Tensor:
-    place = f"calibration sample {position}, input '{spec.name}'"
+def _check_value(sample: str, spec: ValueSpec, value: object) -> torch.Tensor:
+    place = f"{sample}, input '{spec.name}'"
     if not isinstance(value, torch.Tensor | np.ndarray):
         raise CalibrationError(f"{place}: expected a tensor or array, got {type(value).__name__}")
     tensor = torch.as_tensor(value)
@@ -153,7 +165,7 @@ def open_data(address: str, inputs: Sequence[ValueSpec]) -> DataSource:
         return _split(_read(path, inputs))
     module, separator, name = address.partition(":")
     if not separator:
-        raise CalibrationError(f"calibration data '{address}': no such file or folder, and not of the form package.module:factory")
+        raise CalibrationError(f"data '{address}': no such file or folder, and not of the form package.module:factory")
     return _factory(module, name)
 
 
@@ -167,7 +179,7 @@ def first_item(address: str) -> tuple[object, ...]:
     items = iter(source() if callable(source) else source)
     first = next(items, None)
     if first is None:
-        raise CalibrationError(_EMPTY)
+        raise CalibrationError(_EMPTY.format("calibration"))
     return tuple(first) if isinstance(first, list | tuple) else (first,)
 
 
@@ -178,7 +190,7 @@ class _Folder:
         self._files = sorted(file for file in path.iterdir() if file.suffix in _ARRAY_FILES)
         self._inputs = inputs
         if not self._files:
-            raise CalibrationError(f"calibration folder '{path}' holds no .npy or .npz file")
+            raise CalibrationError(f"data folder '{path}' holds no .npy or .npz file")
 
     def __iter__(self) -> Iterator[object]:
         return (_read(file, self._inputs) for file in self._files)
@@ -194,9 +206,9 @@ def _read(path: Path, inputs: Sequence[ValueSpec]) -> tuple[NDArray[Any], ...]:
             names = [spec.name for spec in inputs]
             return tuple(loaded[name] for name in (names if names and set(names) <= set(loaded.files) else loaded.files))
     except FileNotFoundError as error:
-        raise CalibrationError(f"calibration file '{path}': no such file") from error
+        raise CalibrationError(f"data file '{path}': no such file") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise CalibrationError(f"calibration file '{path}' cannot be read as {path.suffix[1:]}: {error}") from error
+        raise CalibrationError(f"data file '{path}' cannot be read as {path.suffix[1:]}: {error}") from error
 
 
 def _split(arrays: tuple[NDArray[Any], ...]) -> list[object]:
@@ -209,9 +221,9 @@ def _factory(module: str, name: str) -> DataSource:
     try:
         factory = getattr(import_user_module(module), name)
     except Exception as error:  # the user's module may raise anything
-        raise CalibrationError(f"calibration factory '{module}:{name}' cannot be imported: {type(error).__name__}: {error}") from error
+        raise CalibrationError(f"data factory '{module}:{name}' cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(factory):
-        raise CalibrationError(f"calibration factory '{module}:{name}' is a {type(factory).__name__}, not a function")
+        raise CalibrationError(f"data factory '{module}:{name}' is a {type(factory).__name__}, not a function")
     return cast("DataSource", factory)
 
 

@@ -37,7 +37,7 @@ def run(
 
     module = api.load(artifact, threads)
     specs = module.program.inputs
-    results = [_tuple(module(*batch)) for batch in CalibrationData(open_data(data, specs), specs)]
+    results = [_tuple(module(*batch)) for batch in CalibrationData(open_data(data, specs), specs, "input")]
     outputs = {spec.name: torch.cat(parts) for spec, parts in zip(module.program.outputs, zip(*results, strict=True), strict=True)}
     if output is not None:
         _save_arrays(output, outputs)

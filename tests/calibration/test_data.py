@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from qcompiler.calibration.data import CalibrationData, open_data
+from qcompiler.calibration.data import CalibrationData, DataSource, open_data
 from qcompiler.errors import CalibrationError
 from qcompiler.ir.program import ValueSpec
 
@@ -95,6 +95,22 @@ def test_bad_data_are_told_with_their_place(source: object, message: str) -> Non
     with pytest.raises(CalibrationError) as caught:
         read(source)
     assert message in str(caught.value)
+
+
+def failing() -> Iterator[torch.Tensor]:
+    yield torch.zeros(1, 3, 4, 4)
+    raise OSError("disk")
+
+
+@pytest.mark.parametrize("source", [failing, failing()])
+def test_an_error_of_what_gives_the_data_is_the_users(source: DataSource) -> None:
+    with pytest.raises(CalibrationError, match="^what gives the calibration data failed at sample 1: OSError: disk; correct it$"):
+        read(source)
+
+
+def test_data_for_something_else_have_its_name() -> None:
+    with pytest.raises(CalibrationError, match=r"^input sample 0, input 'image': expected"):
+        list(CalibrationData([torch.zeros(1, 4)], (IMAGE,), "input"))
 
 
 def test_an_input_is_missing() -> None:

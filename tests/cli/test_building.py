@@ -82,7 +82,7 @@ def test_open_sizes_of_an_onnx_file(command: Command, folder: Path) -> None:
         ({"model": "my_models:big"}, "model 'my_models:big' cannot be made: AttributeError"),
         ({"model": "my_models:failing"}, "model 'my_models:failing' cannot be made: RuntimeError: no weights"),
         ({"model": "my_models:branching"}, "control flow"),
-        ({"calibration": "absent.npz"}, "calibration file 'absent.npz': no such file"),
+        ({"calibration": "absent.npz"}, "data file 'absent.npz': no such file"),
         ({"calibration": "nan.npz"}, "calibration sample 0, input 'input_1': 1 of 4608 values are NaN or infinite"),
         (
             {"calibration": "channels_last.npz", "model": "my_models:with_example"},
