@@ -17,6 +17,7 @@ from qcompiler.capture.batch_dimension import separate_batch
 from qcompiler.capture.constants import evaluate_constants, evaluate_sizes
 from qcompiler.capture.counting import replace_counting
 from qcompiler.capture.dynamic import Resolved
+from qcompiler.capture.finite import check_finite
 from qcompiler.capture.functionalize import functionalize
 from qcompiler.capture.one_hot import replace_one_hot
 from qcompiler.errors import CaptureError, QCompilerError, UnsupportedOpError
@@ -68,6 +69,7 @@ def program_from_exported(exported: ExportedProgram, dynamic: Resolved | None = 
     program = Program(graph_module, _stage(graph), _input_specs(exported, graph, dynamic), unshaped)
     edit.erase_dead(program)
     islands = _check_ops(graph, frozenset(allow_float))
+    check_finite(graph)
     check_independent_samples(program)
     symbols = symbols_of(program)
     return program.replace(

@@ -60,7 +60,9 @@ def describe(node: fx.Node) -> str:
     """How every error message names a node: ``'conv' (aten.conv2d.default) at model.py:42 in forward: x = self.conv(x)``."""
     provenance = provenance_of(node)
     place = f" at {provenance.source}" if provenance.source else ""
-    module = f" [module {provenance.module_path}]" if provenance.module_path else ""
+    # A node of an ONNX file is its own module: the place names it already.
+    named = not provenance.module_path or f"'{provenance.module_path}'" in provenance.source
+    module = "" if named else f" [module {provenance.module_path}]"
     made_by = f" [made by {', '.join(provenance.made_by)}]" if provenance.made_by else ""
     return f"'{node.name}' ({target_name(node)}){place}{module}{made_by}"
 

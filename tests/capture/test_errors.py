@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,3 +172,23 @@ def test_models_that_are_none(tmp_path: Path) -> None:
 def test_a_batch_that_is_fixed_may_mix_samples() -> None:
     program = capture(Model(lambda x: x - x.mean(0, keepdim=True)), torch.randn(3, 4), dynamic_batch=False)
     assert program.inputs[0].shape == (3, 4)
+
+
+@pytest.mark.parametrize(("module", "name"), [(nn.Linear(4, 4), "weight"), (nn.Linear(4, 4), "bias"), (nn.LayerNorm(4), "weight")])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_weight_that_is_no_number(module: nn.Module, name: str, value: float) -> None:
+    spoiled = copy.deepcopy(module)
+    with torch.no_grad():
+        getattr(spoiled, name)[1] = value
+    text = message(nn.Sequential(spoiled, nn.ReLU()), x=torch.ones(2, 4))
+    assert re.match(rf"the constant 'constant_0_{name}' of the module 0, which '\w+' \(aten\..*\[module 0\] reads, holds \d of \d+ values", text)
+    assert text.endswith("NaN or infinite: load the weights again, or go back to weights before training diverged")
+
+
+def test_infinities_of_a_mask_are_meant() -> None:
+    mask = torch.zeros(4, 4).masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf)
+    capture(Model(lambda x: (x + mask).softmax(-1)), torch.ones(2, 4, 4))
+    with pytest.raises(CaptureError, match="holds 7 of 16 values that are NaN or infinite"):
+        capture(
+            Model(lambda x: x + mask.clone().index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(torch.nan))), torch.ones(2, 4, 4)
+        )

@@ -59,4 +59,6 @@ def test_describe_names_op_line_module_and_passes() -> None:
     conv = exported()["conv2d"]
     conv.meta["provenance"] = Provenance("m.py:2 in forward: x = self.conv(x)", "conv", ("capture",))
     assert describe(conv) == "'conv2d' (aten.conv2d.default) at m.py:2 in forward: x = self.conv(x) [module conv] [made by capture]"
+    conv.meta["provenance"] = Provenance("node 'conv_1' (Conv)", "conv_1")
+    assert describe(conv) == "'conv2d' (aten.conv2d.default) at node 'conv_1' (Conv)"
     assert describe(exported()["x"]) == "'x' (placeholder)"
