@@ -181,7 +181,9 @@ def test_a_weight_that_is_no_number(module: nn.Module, name: str, value: float) 
     with torch.no_grad():
         getattr(spoiled, name)[1] = value
     text = message(nn.Sequential(spoiled, nn.ReLU()), x=torch.ones(2, 4))
-    assert re.match(rf"the constant 'constant_0_{name}' of the module 0, which '\w+' \(aten\..*\[module 0\] reads, holds \d of \d+ values", text)
+    assert re.match(
+        rf"the constant 'constant_0_{name}' of the module 0, which '\w+' \(aten\..*\[module 0\] reads, holds \d of \d+ values", text
+    )
     assert text.endswith("NaN or infinite: load the weights again, or go back to weights before training diverged")
 
 
