@@ -8,12 +8,14 @@ Ba, Kiros and Hinton, "Layer Normalization", 2016, equations 3 and 4, for rows o
        Bessel's correction
     2. layer_norm(x) * w, layer_norm(x) + b for constants of N values: takes them in
     3. over several last dimensions of static size: these are reshaped into one before, and back after
+    4. 1 over another dimension than the last (channels of an image, ConvNeXt): it is moved to the end before, and back after; 2 takes
+       constants along it, behind that movement, in as well
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -32,13 +34,18 @@ _NORM = _aten.layer_norm.default
 
 @dataclass(frozen=True)
 class Norm:
-    """``node`` is the LayerNorm of ``source``; weight and bias: a node, a tensor for a new constant, or None."""
+    """``node`` is the LayerNorm of ``source``; weight and bias: a node, a tensor for a new constant, or None.
+
+    ``before`` and ``after``: orders of dimensions into which the source and the norm of it are permuted; None: as they are.
+    """
 
     node: fx.Node
     source: fx.Node
     epsilon: float
     weight: Any = None
     bias: Any = None
+    before: tuple[int, ...] | None = None
+    after: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,13 @@ class RaiseLayerNorm(RewritePass[Norm]):
             site.replace(_in_one_dimension(site, match))
             return
         weight, bias = (_constant(site, each, name) for each, name in ((match.weight, "weight"), (match.bias, "bias")))
-        length = match.source.meta["val"].shape[-1]
-        site.replace(site.call(_NORM, match.source, [length], weight, bias, match.epsilon))
+        source = _permuted(site, match.source, match.before)
+        norm = site.call(_NORM, source, [source.meta["val"].shape[-1]], weight, bias, match.epsilon)
+        site.replace(_permuted(site, norm, match.after))
+
+
+def _permuted(site: Site, value: fx.Node, order: tuple[int, ...] | None) -> fx.Node:
+    return value if order is None else site.call(_aten.permute.default, value, list(order))
 
 
 def _constant(site: Site, value: Any, name: str) -> Any:
@@ -77,7 +89,7 @@ def _constant(site: Site, value: Any, name: str) -> Any:
 
 
 def _written_out(node: fx.Node) -> Norm | None:
-    """Case 1."""
+    """Cases 1 and 4."""
     readings = (_normalized(node, numerator, radicand) for numerator, radicand in patterns.over_square_root(node))
     return next((norm for norm in readings if norm is not None), None)
 
@@ -90,26 +102,33 @@ def _normalized(node: fx.Node, centred: object, shifted: fx.Node) -> Norm | None
         return None
     source = difference[0]
     mean = patterns.reduced(difference[1], _aten.mean.dim, source)
-    if (
-        mean is None
-        or mean[0] is not source
-        or not patterns.is_last(source, mean[1])
-        or isinstance(source.meta["val"].shape[-1], torch.SymInt)
-    ):
+    if mean is None or mean[0] is not source or len(mean[1]) != 1 or isinstance(source.meta["val"].shape[mean[1][0]], torch.SymInt):
         return None
-    return Norm(node, source, sum_[1], weight) if _is_variance(sum_[0], source, centred) else None
+    if not _is_variance(sum_[0], source, centred, mean[1]):
+        return None
+    if patterns.is_last(source, mean[1]):
+        return Norm(node, source, sum_[1], weight)
+    return _along(mean[1][0], Norm(node, source, sum_[1])) if weight is None else None
 
 
-def _is_variance(value: object, source: fx.Node, centred: fx.Node) -> bool:
+def _along(dim: int, norm: Norm) -> Norm | None:
+    """The norm over another dimension than the last; None for dimension 0, which is the batch."""
+    others = [other for other in range(norm.source.meta["val"].ndim) if other != dim]
+    before = (*others, dim)
+    after = tuple(before.index(position) for position in range(len(before)))
+    return replace(norm, before=before, after=after) if dim else None
+
+
+def _is_variance(value: object, source: fx.Node, centred: fx.Node, normalized: list[int]) -> bool:
     variance = patterns.node_of(value, _aten.var.correction, _aten.var.dim)
     if variance is not None:
         corrects = "correction" if edit.is_call(variance, _aten.var.correction) else "unbiased"
         rank, dims = source.meta["val"].ndim, edit.argument(variance, "dim")
-        last = dims is not None and [dim % rank for dim in dims] == [rank - 1]
+        same = dims is not None and [dim % rank for dim in dims] == normalized
         plain = edit.argument(variance, corrects) in (0, False) and edit.argument(variance, "keepdim")
-        return bool(last and plain and variance.args[0] in (source, centred))
+        return bool(same and plain and variance.args[0] in (source, centred))
     mean = patterns.reduced(value, _aten.mean.dim, source)
-    if mean is None or not patterns.is_last(source, mean[1]):
+    if mean is None or mean[1] != normalized:
         return False
     # A model may compute x - mean(x) twice.
     squared = patterns.power(mean[0], 2)
@@ -128,13 +147,35 @@ def _with_affine(node: fx.Node) -> Norm | None:
     """Case 2."""
     for target in (_aten.mul.Tensor, _aten.add.Tensor):
         operands = patterns.binary(node, target)
-        norm = patterns.node_of(operands[0], _NORM) if operands is not None else None
+        value = operands[0] if operands is not None else None
+        order, moved = _order_behind(value)
+        norm = patterns.node_of(moved, _NORM)
         if operands is None or norm is None or len(norm.users) > 1 or len(edit.argument(norm, "normalized_shape")) != 1:
             continue
-        constant = patterns.vector(operands[1], norm.meta["val"].shape[-1])
-        if constant is not None and patterns.sizes(node) == patterns.sizes(norm):
-            return _taken_in(node, norm, constant, target is _aten.mul.Tensor)
+        constant = _along_last(operands[1], norm, order)
+        if constant is not None and isinstance(value, fx.Node) and patterns.sizes(node) == patterns.sizes(value):
+            taken = _taken_in(node, norm, constant, target is _aten.mul.Tensor)
+            return None if taken is None else replace(taken, after=order)
     return None
+
+
+def _order_behind(value: object) -> tuple[tuple[int, ...] | None, object]:
+    """The order of dimensions of a permutation that only one op reads, and what it permutes; None and the value itself otherwise."""
+    moved = patterns.node_of(value, _aten.permute.default)
+    if moved is None or len(moved.users) > 1:
+        return None, value
+    rank = moved.meta["val"].ndim
+    return tuple(dim % rank for dim in edit.argument(moved, "dims")), moved.args[0]
+
+
+def _along_last(value: object, norm: fx.Node, order: tuple[int, ...] | None) -> torch.Tensor | None:
+    """A constant with one number for each element of a row, as it stands beside the norm in that order."""
+    constant, length = edit.constant_value(value), norm.meta["val"].shape[-1]
+    if order is None or constant is None:
+        return patterns.vector(value, length)
+    behind = len(order) - 1 - order.index(len(order) - 1)  # dimensions after the one that was the last
+    fits = constant.ndim > behind and constant.numel() == length and constant.shape[constant.ndim - 1 - behind] == length
+    return constant.reshape(-1) if fits else None
 
 
 def _taken_in(node: fx.Node, norm: fx.Node, constant: torch.Tensor, scales: bool) -> Norm | None:
@@ -146,8 +187,8 @@ def _taken_in(node: fx.Node, norm: fx.Node, constant: torch.Tensor, scales: bool
     assert isinstance(source, fx.Node)  # layer_norm works on a tensor
     if not scales:
         return Norm(node, source, epsilon, weight, constant if values[1] is None else values[1] + constant)
-    scaled = [constant if values[0] is None else values[0] * constant, None if values[1] is None else values[1] * constant]
-    return Norm(node, source, epsilon, *scaled)
+    shifted = None if values[1] is None else values[1] * constant
+    return Norm(node, source, epsilon, constant if values[0] is None else values[0] * constant, shifted)
 
 
 def _over_several(node: fx.Node) -> Norm | None:
