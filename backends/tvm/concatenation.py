@@ -20,7 +20,9 @@ from qcompiler.ir import edit
 _aten, _qc = torch.ops.aten, torch.ops.qc
 
 CONCATENATION = _aten.cat.default
-_SHORTEST = 16  # channels: loops over fewer than fill a vector cost an elementwise kernel more than the copy does
+# Fewer channels cost a kernel whose loops end with them more than the copy does, measured. A pooling's windows run along rows of a map.
+_FEWEST, _FEWEST_POOLED = 16, 32
+_POOLINGS = (_qc.max_pool2d.default, _qc.sum_pool2d.default)
 # What reads elements wherever they lie. Others may want rows or maps without gaps, or with a halo of their own.
 _READS_ANYWHERE = (
     CONCATENATION,
@@ -54,7 +56,7 @@ def find_places(
         places |= {
             node: place
             for node, place in _parts(concatenation, shape)
-            if _can_lie_in(node, concatenation, tensors) and (node in layers or place.size >= _SHORTEST)
+            if _can_lie_in(node, concatenation, tensors) and (node in layers or place.size >= _fewest(node))
         }
     return places
 
@@ -77,6 +79,10 @@ def _parts(concatenation: fx.Node, shape: Callable[[fx.Node], Sequence[Size]]) -
             yield node, Place(concatenation, dim, start, size)
         seen.add(node)
         start += size
+
+
+def _fewest(node: fx.Node) -> int:
+    return _FEWEST_POOLED if edit.is_call(node, *_POOLINGS) else _FEWEST
 
 
 def _can_lie_in(node: fx.Node, concatenation: fx.Node, tensors: Mapping[fx.Node, torch.Tensor]) -> bool:

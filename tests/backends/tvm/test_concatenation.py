@@ -168,13 +168,21 @@ def test_joins_of_more_and_more_parts_are_parts_of_the_last(integer_program: Any
 
 def test_a_join_of_joins_has_one_memory(integer_program: Any) -> None:
     p = integer_program()
-    x = p.input(None, 16, 8, 8)
+    x = p.input(None, 32, 8, 8)
     inner = p.call("aten.cat", [_layer(p, x, 8), _layer(p, x, 8)], 1)
     plan = make_plan(
         p.finish(p.call("aten.cat", [_layer(p, x, 4), inner, p.call("qc.max_pool2d", x, [1, 1], [1, 1], [0] * 4, [1, 1])], 1)), TARGET
     )
     assert not _copies(plan)
-    assert {layer.output.pitch for layer in _layers(plan)} == {36}
+    assert {layer.output.pitch for layer in _layers(plan)} == {52}
+
+
+@pytest.mark.parametrize(("channels", "copies"), [(8, 2), (16, 1), (32, 0)])
+def test_short_loops_are_not_made_shorter(integer_program: Any, channels: int, copies: int) -> None:
+    p = integer_program()
+    x, y = p.input(None, channels, 8, 8), p.input(None, channels, 8, 8)
+    parts = [p.call("qc.clamp", x, 3, 250), p.call("qc.max_pool2d", y, [2, 2], [1, 1], [0, 1, 0, 1], [1, 1])]
+    assert len(_copies(make_plan(p.finish(p.call("aten.cat", parts, 1)), TARGET))) == copies
 
 
 def test_halves_that_are_joined_again_are_the_whole(integer_program: Any) -> None:
