@@ -12,6 +12,7 @@ repository (``--assets``).
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -150,24 +151,35 @@ def split_table(studies: Sequence[NetworkStudy], counts: Sequence[int], seconds:
     targets = " | ".join(f"`{target}`: steps, ms, equal" for target in GROUP_TARGETS)
     lines = [f"| | groups | layers | {targets} |", f"|---|---|---|{'---|' * len(GROUP_TARGETS)}"]
     for study in studies:
-        for count in counts:
-            found = study.grouped(GROUP_METRICS[0], AVERAGE, count)
-            integers = qc.quantize(study.split(found.bits, found.channels), study.data, passes="quantize,lower-integer,optimize")
-            layers = list(edit.calls(integers.graph, torch.ops.qc.convolution.default, torch.ops.qc.linear.default))
-            cells = [_compiled(integers, target, study.network.calibration[0], seconds) for target in GROUP_TARGETS]
+        found = [study.grouped(GROUP_METRICS[0], AVERAGE, count) for count in counts]
+        programs = [
+            qc.quantize(study.split(each.bits, each.channels), study.data, passes="quantize,lower-integer,optimize") for each in found
+        ]
+        columns = [_by_turns(programs, target, study.network.calibration[0], seconds) for target in GROUP_TARGETS]
+        for count, program, *cells in zip(counts, programs, *columns, strict=True):
+            layers = list(edit.calls(program.graph, torch.ops.qc.convolution.default, torch.ops.qc.linear.default))
             row = f"{len(layers)} | {' | '.join(cells)}"
             console.print(f"{study.name}: {count} groups: {row}", highlight=False)
             lines.append(f"| {study.network.title} | {count} | {row} |")
     return "\n".join([*lines, "", f"{Machine.here(threads=1).cpu}, one thread, one sample."])
 
 
-def _compiled(integers: qc.Program, target: str, samples: torch.Tensor, seconds: float) -> str:
-    module = qc.compile(integers, target=target, threads=1)
-    inputs = integers.quantize_inputs((samples,))
-    pairs = zip(integers.run_integer(*inputs), module.run_integer(*inputs), strict=True)
-    equal = all(torch.equal(wanted, torch.as_tensor(found)) for wanted, found in pairs)
-    fastest = min(latency(lambda: module(samples[:1]), seconds).fastest for _ in range(5))
-    return f"{len(module.profile(samples[:1]))}, {fastest * 1e3:.3f}, {'yes' if equal else 'NO'}"
+def _by_turns(programs: Sequence[qc.Program], target: str, samples: torch.Tensor, seconds: float) -> list[str]:
+    """A cell for each program; the fastest calls of five rounds, in each of which every program has its turn."""
+    modules = [qc.compile(program, target=target, threads=1) for program in programs]
+    calls = [functools.partial(module, samples[:1]) for module in modules]
+    rounds = [[latency(call, seconds).fastest for call in calls] for _ in range(5)]
+    fastest = [min(times) for times in zip(*rounds, strict=True)]
+    return [
+        f"{len(module.profile(samples[:1]))}, {time * 1e3:.3f}, {'yes' if _is_equal(program, module, samples) else 'NO'}"
+        for program, module, time in zip(programs, modules, fastest, strict=True)
+    ]
+
+
+def _is_equal(program: qc.Program, module: qc.Module, samples: torch.Tensor) -> bool:
+    inputs = program.quantize_inputs((samples,))
+    pairs = zip(program.run_integer(*inputs), module.run_integer(*inputs), strict=True)
+    return all(torch.equal(wanted, torch.as_tensor(found)) for wanted, found in pairs)
 
 
 # ---- front ------------------------------------------------------------------------------------------------------------------------
