@@ -43,7 +43,8 @@ def capture(
             An ONNX model has it where the file leaves dimension 0 of its inputs open; with False it is 1.
         dynamic_shapes: other sizes to leave open, by input (its name in ``forward``, or its position) and dimension:
             ``{"input_ids": {1: length}, "attention_mask": {1: length}}`` with ``length = DynamicSize("sequence", 1, 128)`` or
-            ``torch.export.Dim("sequence", min=1, max=128)``. A maximum is needed. Inputs that share a name have equal sizes.
+            ``torch.export.Dim("sequence", min=1, max=128)``; or one entry for each input. A maximum is needed. Inputs that
+            share a name have equal sizes.
             An exported program has its own, each with a maximum, so the argument is ignored for it. An ONNX model needs one
             for every size that the file leaves open, bounds or a number.
         allow_float: full names of ops ("aten.sin.default") that may be in the program though no stage has a form for them. They

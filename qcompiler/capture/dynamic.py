@@ -16,8 +16,11 @@ BATCH_NAME = "batch"
 # torch.export takes the sizes 0 and 1 for constants.
 _SMALLEST_EXAMPLE = 2
 
-# By input (its name in ``forward``, or its position) and dimension; a number where an ONNX file leaves a size open that is to have it.
-DynamicShapes = Mapping[str | int, Mapping[int, DynamicSize | Dim | int]]
+# By dimension, or one entry for each dimension; None: the size of the example. A number where an ONNX file leaves a size open that is to
+# have it.
+_Sizes = Mapping[int, DynamicSize | Dim | int | None] | Sequence[DynamicSize | Dim | int | None] | None
+# By input (its name in ``forward``, or its position), or one entry for each input, as torch.export takes them.
+DynamicShapes = Mapping[str | int, _Sizes] | Sequence[_Sizes]
 # The same by dimension, for each input in order.
 Resolved = tuple[Mapping[int, DynamicSize], ...]
 
@@ -31,7 +34,7 @@ def resolve(model: nn.Module, inputs: Sequence[torch.Tensor], shapes: DynamicSha
     """
     resolved: list[dict[int, DynamicSize]] = [{} for _ in inputs]
     names = list(inspect.signature(model.forward).parameters)
-    for key, dims in (shapes or {}).items():
+    for key, dims in by_input(shapes):
         position = names.index(key) if key in names else key
         if not isinstance(position, int) or not 0 <= position < len(inputs):
             raise CaptureError(f"dynamic_shapes names the input {key!r}: {type(model).__name__} has {', '.join(names[: len(inputs)])}")
@@ -46,6 +49,25 @@ def resolve(model: nn.Module, inputs: Sequence[torch.Tensor], shapes: DynamicSha
             resolved[position][dim % rank] = bounded(size)
     _check_examples(inputs, resolved)
     return tuple(resolved)
+
+
+def by_input(shapes: DynamicShapes | None) -> list[tuple[str | int, dict[int, DynamicSize | Dim | int]]]:
+    """What the user wrote, in one form: inputs by name or position, each with the sizes that are said of its dimensions.
+
+    Raises:
+        CaptureError: an entry is neither a mapping nor a sequence.
+    """
+    entries = shapes.items() if isinstance(shapes, Mapping) else enumerate(shapes or ())
+    return [(key, _by_dimension(key, sizes)) for key, sizes in entries]
+
+
+def _by_dimension(key: str | int, sizes: _Sizes) -> dict[int, DynamicSize | Dim | int]:
+    if not isinstance(sizes, Mapping | list | tuple | None):
+        raise CaptureError(
+            f"dynamic_shapes gives the input {key!r} a {type(sizes).__name__}: give {{dimension: Dim(name, min=..., max=...)}}"
+        )
+    entries = sizes.items() if isinstance(sizes, Mapping) else enumerate(sizes or ())
+    return {dim: size for dim, size in entries if size is not None}
 
 
 def bounded(size: DynamicSize | Dim) -> DynamicSize:

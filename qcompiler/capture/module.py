@@ -25,6 +25,8 @@ Tensors = tuple[torch.Tensor, ...]
 
 _TORCH_DIRECTORY = str(Path(torch.__file__).parent)
 _RESTRICTED = re.compile(r"Constraints violated(?: \((\w+))?")
+# ``T = Dim('T', max=64)``, or ``H = 8*_H`` where it takes multiples alone.
+_SUGGESTED = re.compile(r"^ +(\w+) = (Dim\(.*\)|(\d+)\*_\1)$", re.MULTILINE)
 _SPECIALIZED = re.compile(r"specialized it to be a constant \((\d+)\)")
 # Where shapes do not fit torch logs a traceback before it raises.
 _LOUD = logging.getLogger("torch._subclasses.fake_tensor")
@@ -119,7 +121,7 @@ def _explain(error: Exception, model: nn.Module, inputs: Tensors, traced: Tensor
     specialized, restricted = _SPECIALIZED.search(str(error)), _RESTRICTED.search(str(error))
     if restricted and restricted[1] not in (None, BATCH_NAME):
         what = f"fixes the size '{restricted[1]}' to {specialized[1]}" if specialized else f"does not take every size '{restricted[1]}'"
-        return CaptureError(f"{name} {what}: leave it out of dynamic_shapes, narrow its bounds, or write shapes with x.shape")
+        return CaptureError(f"{name} {what}: {_way_out_of_sizes(str(error), restricted[1])}")
     if specialized or restricted:
         what = f"fixes the batch size to {specialized[1]}" if specialized else "does not take every batch size"
         return CaptureError(f"{name} {what}: capture with dynamic_batch=False, or write its shapes with x.shape[0]")
@@ -133,6 +135,16 @@ def _explain(error: Exception, model: nn.Module, inputs: Tensors, traced: Tensor
             " or write its shapes with x.shape[0]"
         )
     return CaptureError(f"torch.export cannot trace {name}{_place(error)}: {_first_line(error)}")
+
+
+def _way_out_of_sizes(text: str, size: str) -> str:
+    suggested = {match[1]: match for match in _SUGGESTED.finditer(text)}.get(size)
+    if suggested is not None and suggested[3] is not None:
+        return (
+            f"it takes multiples of {suggested[3]} alone; leave it out of dynamic_shapes, and capture a program for each size that you need"
+        )
+    bounds = f" (torch.export suggests {suggested[2]})" if suggested is not None else ""
+    return f"leave it out of dynamic_shapes, narrow its bounds{bounds}, or write shapes with x.shape"
 
 
 def _failure(model: nn.Module, inputs: Tensors) -> Exception | None:

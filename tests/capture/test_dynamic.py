@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from qcompiler.capture import capture
+from qcompiler.capture.dynamic import DynamicShapes
 from qcompiler.errors import CaptureError
 from qcompiler.ir.serialize import dump, load
 from qcompiler.ir.text import program_text
 from qcompiler.ir.types import DynamicSize
 
 LENGTH = DynamicSize("sequence", 1, 32)
-BOTH: Mapping[str | int, Mapping[int, DynamicSize | Dim]] = {"ids": {1: LENGTH}, "mask": {1: LENGTH}}
+BOTH: DynamicShapes = {"ids": {1: LENGTH}, "mask": {1: LENGTH}}
 EXAMPLES = torch.zeros(1, 4, dtype=torch.int64), torch.ones(1, 4, dtype=torch.int64)
 
 
@@ -75,6 +76,13 @@ def test_a_dimension_of_torch_export_is_taken_too(model: Attention) -> None:
     assert capture(model, EXAMPLES, dynamic_shapes={0: {-1: length}, 1: {1: length}}).inputs[0].shape == (None, LENGTH)
 
 
+@pytest.mark.parametrize(
+    "shapes", [({1: LENGTH}, [None, LENGTH]), [(None, LENGTH), {0: None, 1: LENGTH}], {0: [None, LENGTH], "mask": {1: LENGTH}}]
+)
+def test_the_forms_of_torch_export_are_taken(model: Attention, shapes: DynamicShapes) -> None:
+    assert capture(model, EXAMPLES, dynamic_shapes=shapes).text() == capture(model, EXAMPLES, dynamic_shapes=BOTH).text()
+
+
 def test_the_batch_may_be_fixed(model: Attention) -> None:
     assert capture(model, EXAMPLES, dynamic_batch=False, dynamic_shapes=BOTH).inputs[0].shape == (1, LENGTH)
 
@@ -123,10 +131,11 @@ class Function(nn.Module):
         ({"x": {2: LENGTH}}, "dynamic_shapes names dimension 2 of the input 'x', which has 2 dimensions"),
         ({"x": {0: LENGTH}}, "dimension 0 of the input 'x' is the batch"),
         ({"x": {1: DynamicSize("batch", 1, 8)}}, "must be a name of its own"),
+        ({"x": LENGTH}, "dynamic_shapes gives the input 'x' a DynamicSize: give {dimension: Dim"),
         ({"x": {1: DynamicSize("sequence", 1, 3)}}, "the example inputs give 'sequence' the value 4: choose one of 2 to 3"),
     ],
 )
-def test_sizes_that_cannot_be(shapes: Mapping[str | int, Mapping[int, DynamicSize | Dim]], message: str) -> None:
+def test_sizes_that_cannot_be(shapes: DynamicShapes, message: str) -> None:
     with pytest.raises(CaptureError, match=message):
         capture(Scaled(), torch.zeros(1, 4), dynamic_shapes=shapes)
 
@@ -144,6 +153,8 @@ def test_inputs_that_share_a_name_agree(model: Attention) -> None:
     [
         (lambda x: x.reshape(x.shape[0], 4, 3) * 2, "fixes the size 'sequence' to 4: leave it out of dynamic_shapes"),
         (lambda x: x[:, :7] * 2, "does not take every size 'sequence': leave it out of dynamic_shapes, narrow its bounds"),
+        (lambda x: x[:, :7] * 2, "(torch.export suggests Dim('sequence', "),
+        (lambda x: x.reshape(x.shape[0], -1, 2, 3) * 2, "'sequence': it takes multiples of 2 alone; leave it out of dynamic_shapes, and"),
         (lambda x: torch.cat([x, x], 1), "the size 2*sequence is neither a number, the batch, nor a dynamic size plus a number"),
     ],
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.export import Dim
 
-from qcompiler.capture.dynamic import DynamicShapes, Resolved, bounded
+from qcompiler.capture.dynamic import DynamicShapes, Resolved, bounded, by_input
 from qcompiler.capture.onnx.model import Input, Model
 from qcompiler.capture.onnx.types import traced_dtype
 from qcompiler.errors import CaptureError
@@ -72,7 +72,7 @@ def _given(model: Model, shapes: DynamicShapes, batch: bool) -> Given:
     open is 1."""
     given: Given = {}
     names = [spec.name for spec in model.inputs]
-    for key, dims in shapes.items():
+    for key, dims in by_input(shapes):
         position = names.index(key) if key in names else key
         if not isinstance(position, int) or not 0 <= position < len(names):
             raise CaptureError(f"dynamic_shapes names the input {key!r}: {model.name} has {', '.join(names)}")
