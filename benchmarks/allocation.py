@@ -146,15 +146,14 @@ def groups_table(studies: Sequence[NetworkStudy], counts: Sequence[int], metrics
     return "\n".join(lines)
 
 
-def split_table(studies: Sequence[NetworkStudy], counts: Sequence[int], seconds: float) -> str:
+def split_table(studies: Sequence[NetworkStudy], counts: Sequence[int], seconds: float, form: str) -> str:
     """What the layers of each width cost: their number, steps and milliseconds of the compiled program; whether it equals the reference."""
     targets = " | ".join(f"`{target}`: steps, ms, equal" for target in GROUP_TARGETS)
     lines = [f"| | groups | layers | {targets} |", f"|---|---|---|{'---|' * len(GROUP_TARGETS)}"]
     for study in studies:
         found = [study.grouped(GROUP_METRICS[0], AVERAGE, count) for count in counts]
-        programs = [
-            qc.quantize(study.split(each.bits, each.channels), study.data, passes="quantize,lower-integer,optimize") for each in found
-        ]
+        passes = f"quantize,lower-integer{{requantize={form}}},optimize"
+        programs = [qc.quantize(study.split(each.bits, each.channels), study.data, passes=passes) for each in found]
         columns = [_by_turns(programs, target, study.network.calibration[0], seconds) for target in GROUP_TARGETS]
         for count, program, *cells in zip(counts, programs, *columns, strict=True):
             layers = list(edit.calls(program.graph, torch.ops.qc.convolution.default, torch.ops.qc.linear.default))
@@ -276,6 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each of five latency measurements")
+    parser.add_argument("--requantize", default="auto", help="the form of requantizations where the cost of groups is measured")
     parser.add_argument("--assets", type=Path, default=ROOT.parent / "shared" / "assets")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "allocation")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "allocation.md")
@@ -299,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "groups-after" in chosen.only:
         write(chosen.output, "groups-after", groups_table(studies, chosen.groups, group_metrics, AFTER[-1]))
     if "split" in chosen.only:
-        write(chosen.output, "split", split_table(studies, chosen.groups, chosen.seconds))
+        write(chosen.output, "split", split_table(studies, chosen.groups, chosen.seconds, chosen.requantize))
     if "after" in chosen.only:
         write(chosen.output, "after", after_table(studies))
     if "front" in chosen.only:
