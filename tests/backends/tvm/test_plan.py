@@ -49,7 +49,7 @@ def test_strict(plan: plans.Plan, change: Any, message: str) -> None:
         plans.loads(_changed(plans.dumps(plan), change))
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"format": 2}', b'{"format": 1}', b'{"format": 1, "plan": 3}', b"\xff"])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"format": 3}', b'{"format": 1}', b'{"format": 1, "plan": 3}', b"\xff"])
 def test_not_a_plan(data: bytes) -> None:
     with pytest.raises(ArtifactError):
         plans.loads(data)
