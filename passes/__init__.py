@@ -15,6 +15,7 @@ PASSES: dict[str, str] = {
     "weights-to-int8": "qcompiler.passes.canonicalize.weights_to_int8:WeightsToInt8",
     "collect-masks": "qcompiler.passes.canonicalize.collect_masks:CollectMasks",
     "decompose-attention": "qcompiler.passes.canonicalize.decompose_attention:DecomposeAttention",
+    "decompose-group-norm": "qcompiler.passes.canonicalize.decompose_group_norm:DecomposeGroupNorm",
     "drop-expand": "qcompiler.passes.canonicalize.drop_expand:DropExpand",
     "group-views": "qcompiler.passes.canonicalize.group_views:GroupViews",
     "hoist-slices": "qcompiler.passes.canonicalize.hoist_slices:HoistSlices",

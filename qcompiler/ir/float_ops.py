@@ -164,6 +164,8 @@ CAPTURED_ONLY_OPS: frozenset[Callable[..., Any]] = frozenset(
         _aten.scaled_dot_product_attention.default,
         _aten.bmm.default,
         _aten.baddbmm.default,
+        _aten.group_norm.default,
+        _aten.instance_norm.default,
         _aten.var.correction,
         _aten.var.dim,
         # activations and arithmetic
