@@ -247,10 +247,14 @@ class _Timed:
             node.name: node.name.removesuffix(_SUFFIX) for node in edit.calls(program.graph, _qc.convolution.default, _qc.linear.default)
         }
         steps = self._steps(runs=1)
-        self._layer_of_step = [next((layers[node] for node in step.nodes if node in layers), None) for step in steps]
-        self._names = [step.kernel for step in steps]
+        self._layers_of_step = [tuple(dict.fromkeys(layers[node] for node in step.nodes if node in layers)) for step in steps]
+        # Of layers that one kernel computes, each is given an equal part of its time, under a name of its own.
+        self._names = [
+            f"{step.kernel}/{len(owners)}" if len(owners) > 1 else step.kernel
+            for step, owners in zip(steps, self._layers_of_step, strict=True)
+        ]
         self.kernels_of: dict[str, tuple[str, ...]] = {
-            layer: tuple(name for name, owner in zip(self._names, self._layer_of_step, strict=True) if owner == layer)
+            layer: tuple(name for name, owners in zip(self._names, self._layers_of_step, strict=True) if layer in owners)
             for layer in layers.values()
         }
         self._seconds = [float("inf")] * len(steps)
@@ -274,14 +278,14 @@ class _Timed:
     def kernel_times(self) -> dict[str, float]:
         """The mean of each kernel over the layers that use it."""
         times: dict[str, list[float]] = {}
-        for name, owner, seconds in zip(self._names, self._layer_of_step, self._seconds, strict=True):
-            if owner is not None:
-                times.setdefault(name, []).append(seconds)
+        for name, owners, seconds in zip(self._names, self._layers_of_step, self._seconds, strict=True):
+            if owners:
+                times.setdefault(name, []).append(seconds / len(owners))
         return {name: statistics.fmean(found) for name, found in times.items()}
 
     def rest(self) -> float:
         """What a call takes besides the kernels of its layers."""
-        inside = sum(seconds for seconds, owner in zip(self._seconds, self._layer_of_step, strict=True) if owner is not None)
+        inside = sum(seconds for seconds, owners in zip(self._seconds, self._layers_of_step, strict=True) if owners)
         return max(self._call - inside, 0.0)
 
     def _steps(self, runs: int) -> tuple[StepTime, ...]:

@@ -103,6 +103,30 @@ def test_layers_are_timed_once_and_then_taken_from_the_cache(program: qc.Program
     assert [path.name for path in (tmp_path / "latency").iterdir()] == [f"{first.machine.digest}.json"]
 
 
+class Branches(nn.Module):
+    """Two layers that read the same value and are joined: one kernel computes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(16, 4), nn.Linear(16, 4), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        joined = torch.cat([self.first(x).relu(), self.second(x).relu()], -1)
+        return self.head(joined)  # type: ignore[no-any-return]
+
+
+def test_layers_of_one_kernel_share_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(latency, "_CALL_SECONDS", 0.01)
+    torch.manual_seed(0)
+    branches = qc.capture(Branches().eval(), torch.randn(2, 16))
+    options = {"lower-integer.requantize": "high"}  # of other forms there may be two kernels
+    table = profile(branches, weight_bits=(8,), target="x86-64-v3", threads=1, options=options)
+    first, second, head = (table.layers[name][8, 8] for name in ("linear", "linear_1", "linear_2"))
+    assert first == second and first[0].endswith("/2") and not head[0].endswith("/2")
+    assert table.seconds("linear", 8, 8) > 0
+
+
 def test_what_cannot_be_profiled(program: qc.Program) -> None:
     with pytest.raises(UnknownNameError, match="target 'x87'"):
         profile(program, target="x87")
