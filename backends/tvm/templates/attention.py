@@ -83,8 +83,7 @@ class _Attention:
         self._value_chunks = chunks(kernel.value_depth, how.lanes, how.widest)
         self._score_tile = row_tile(how, kernel.queries, self._key_chunks[0].vectors)
         self._value_tile = row_tile(how, kernel.queries, self._value_chunks[0].vectors)
-        both = math.lcm(self._score_tile, self._value_tile)
-        self._block = both * max(1, block_rows(how, kernel.keys) // both)
+        self._block = block_rows(how, kernel.keys, math.lcm(self._score_tile, self._value_tile))
         self._pitch = how.padded(kernel.keys)
 
     def emit(self) -> None:

@@ -31,14 +31,13 @@ from qcompiler.backends.tvm.templates import exponential as x
 from qcompiler.backends.tvm.templates import vectors as v
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.product import Zeros
-from qcompiler.backends.tvm.templates.product_layout import Scheme
+from qcompiler.backends.tvm.templates.product_layout import STEP_ROWS, Scheme
 
 TAIL_KEYS = 16  # at most, of a row: 128 bits of scores
 _PROBABILITY_SHIFT = 23
 _SMALLEST_TOTAL = 1 << (EXPONENT_BITS - 1)  # of a row of which anything is kept
 _BYTE_LANES = {16: 64, 8: 16}  # scores that are worked on together, by the int32 lanes of a vector
 _PART = 4  # int32 lanes of 128 bits
-_STEP_ROWS = 8  # several groups: their reductions wait for each other's latency
 
 Combine = Callable[[Expr, Expr], Expr]
 
@@ -67,7 +66,7 @@ class Rows(abc.ABC):
         self._count = _BYTE_LANES[how.lanes]
         self._group = how.lanes // _PART
         self._tail = tail_keys(kernel, how)
-        self.padded = padded = -(-block // _STEP_ROWS) * _STEP_ROWS
+        self.padded = padded = -(-block // STEP_ROWS) * STEP_ROWS
         """Rows for which there is memory."""
         self.scores = e.scratch(padded * pitch, "int8")
         self.probabilities = e.scratch(padded * pitch, how.element)
@@ -116,33 +115,37 @@ class Rows(abc.ABC):
 
         ``masks``: where that of a row begins, of any row of a group. ``terms``: where the rows' terms of the second product belong.
         """
-        steps = e.ceiling(rows, _STEP_ROWS)
-        with T.serial(0, T.Bind(steps * _STEP_ROWS)) as row:
+        steps = e.ceiling(rows, STEP_ROWS)
+        with T.serial(0, T.Bind(steps * STEP_ROWS)) as row:
             self._halve_scores(row, keys, masks(row))
 
         def exponentiate(row: Expr) -> None:
             e.store(self._totals, T.Bind(row * self._how.lanes), self._exponentiate(row, keys, masks(row)))
 
-        self._each_group(T.int32(0), self._begin)
-        with T.serial(0, _STEP_ROWS) as row:
-            exponentiate(row)
-        self._each_group(T.int32(0), self._invert)
-        with T.serial(0, steps) as step:
-            following = T.Bind(step + 1)
-            with T.If(following < steps), T.Then():
-                self._each_group(following, self._begin)
-            with T.serial(0, _STEP_ROWS) as place:
-                with T.If(following < steps), T.Then():
-                    exponentiate(T.Bind(following * _STEP_ROWS + place))
-                self._normalize(T.Bind(step * _STEP_ROWS + place), keys, terms, zeros)
+        def end(step: Expr) -> None:
             if self._tail:
                 self._each_group(step, lambda group: self._normalize_tail(group, keys, terms, zeros))
-            with T.If(following < steps), T.Then():
-                self._each_group(following, self._invert)
+
+        self._each_group(T.int32(0), self._begin)
+        with T.serial(0, STEP_ROWS) as row:
+            exponentiate(row)
+        self._each_group(T.int32(0), self._invert)
+        with T.serial(0, T.Bind(steps - 1)) as step:
+            following = T.Bind(step + 1)
+            self._each_group(following, self._begin)
+            with T.serial(0, STEP_ROWS) as row:
+                exponentiate(T.Bind(following * STEP_ROWS + row))
+                self._normalize(T.Bind(step * STEP_ROWS + row), keys, terms, zeros)
+            end(step)
+            self._each_group(following, self._invert)
+        last = T.Bind(steps - 1)
+        with T.serial(0, STEP_ROWS) as row:
+            self._normalize(T.Bind(last * STEP_ROWS + row), keys, terms, zeros)
+        end(last)
 
     def _each_group(self, step: Expr, emit_one: Callable[[Expr], None]) -> None:
         """Of a step."""
-        count = _STEP_ROWS // self._group
+        count = STEP_ROWS // self._group
         with T.serial(0, count) as number:
             emit_one(T.Bind(step * count + number))
 

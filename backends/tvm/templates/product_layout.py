@@ -10,9 +10,9 @@ from qcompiler.backends.tvm.templates.layout import LATENCY, instruction_set
 
 SCRATCH_BYTES = 1 << 19  # of stack that one kernel may use
 TILE_ROWS = 16
-BLOCK_ROWS = 24  # queries of a block of attention, about
-TILE_BLOCK_ROWS = 64  # at most with AMX, where tiles of rows overlap ...
-TILE_BLOCK_BYTES = 64 << 10  # ... of their scores and exponentials: small beside the second-level cache
+BLOCK_ROWS = 64  # queries of a block of attention, at most ...
+BLOCK_BYTES = 64 << 10  # ... and their scores and exponentials: small beside the second-level cache
+STEP_ROWS = 8  # of the softmax of a block
 LONGEST_ROW = 1 << 14  # keys: twice their exponentials sum to less than 2^31
 
 
@@ -77,11 +77,14 @@ def left_slots(how: Scheme) -> int:
     return 2 if how.kind == "tiles" else 1
 
 
-def block_rows(how: Scheme, keys: Size) -> int:
-    """Queries of a block of attention, about."""
-    if how.kind != "tiles":
-        return BLOCK_ROWS
-    return min(TILE_BLOCK_ROWS, max(TILE_ROWS, TILE_BLOCK_BYTES // (2 * how.padded(keys))))
+def block_rows(how: Scheme, keys: Size, tile: int = 1) -> int:
+    """Queries of a block of attention: many, so that their tiles and steps overlap, in whole tiles, and in steps that these fill well."""
+    most = min(BLOCK_ROWS, BLOCK_BYTES // (2 * how.item_size * how.padded(keys)))
+
+    def used(count: int) -> float:
+        return count * tile / (-(-count * tile // STEP_ROWS) * STEP_ROWS)
+
+    return tile * max(range(1, max(1, most // tile) + 1), key=lambda count: (used(count), count))
 
 
 def fits_stack(kernel: MatrixProductKernel | AttentionKernel, target: str) -> bool:
