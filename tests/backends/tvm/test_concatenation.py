@@ -238,7 +238,7 @@ def _grow(p: Any, choose: random.Random, maps: list[fx.Node]) -> fx.Node:
     x = choose.choice(maps[-6:])
     channels = int(x.meta["val"].shape[1])
     kind = choose.choice(
-        ["layer", "layer", "layer", "depthwise", "residual", "cat", "cat", "cat", "split", "split", "slice", "table", "pool"]
+        ["layer", "layer", "layer", "depthwise", "residual", "cat", "cat", "cat", "split", "split", "slice", "table", "pool", "alone"]
     )
     if kind == "layer":
         size = choose.choice([1, 3])
@@ -259,6 +259,10 @@ def _grow(p: Any, choose: random.Random, maps: list[fx.Node]) -> fx.Node:
         accumulator, bound = p.convolution(x, 8)
         rounded = p.requantize(accumulator, bound, (8, 1, 1))
         return p.call("qc.lookup", rounded, p.integers("table", 0, 255, (256,), rounded.meta["val"].dtype), 8, False)
+    if kind == "alone":
+        table = p.integers("table", 0, 255, (256,), x.meta["val"].dtype)
+        ops = [lambda: p.call("qc.lookup", x, table, 8, False), lambda: p.call("qc.clamp", x, 20, 230), lambda: p.add(x, x, 255, 255)]
+        return choose.choice(ops)()  # type: ignore[no-any-return]
     return p.call("qc.max_pool2d", x, [3, 3], [1, 1], [1, 1, 1, 1], [1, 1])
 
 
