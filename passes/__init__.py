@@ -16,6 +16,7 @@ PASSES: dict[str, str] = {
     "collect-masks": "qcompiler.passes.canonicalize.collect_masks:CollectMasks",
     "decompose-attention": "qcompiler.passes.canonicalize.decompose_attention:DecomposeAttention",
     "decompose-group-norm": "qcompiler.passes.canonicalize.decompose_group_norm:DecomposeGroupNorm",
+    "decompose-interpolation": "qcompiler.passes.canonicalize.decompose_interpolation:DecomposeInterpolation",
     "drop-expand": "qcompiler.passes.canonicalize.drop_expand:DropExpand",
     "group-views": "qcompiler.passes.canonicalize.group_views:GroupViews",
     "hoist-slices": "qcompiler.passes.canonicalize.hoist_slices:HoistSlices",

@@ -10,6 +10,7 @@ from qcompiler.ir.types import Stage
 from qcompiler.passes.canonicalize.collect_masks import CollectMasks
 from qcompiler.passes.canonicalize.decompose_attention import DecomposeAttention
 from qcompiler.passes.canonicalize.decompose_group_norm import DecomposeGroupNorm
+from qcompiler.passes.canonicalize.decompose_interpolation import DecomposeInterpolation
 from qcompiler.passes.canonicalize.drop_expand import DropExpand
 from qcompiler.passes.canonicalize.eliminate_dead_code import EliminateDeadCode
 from qcompiler.passes.canonicalize.fold_affine import FoldAffine
@@ -46,6 +47,7 @@ STEPS: tuple[Pass, ...] = (
     FoldConstants(),
     DecomposeAttention(),
     DecomposeGroupNorm(),
+    DecomposeInterpolation(),
     NormalizeLinear(),
     NormalizeIndex(),
     NormalizeViews(),

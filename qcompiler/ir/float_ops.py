@@ -206,6 +206,9 @@ CAPTURED_ONLY_OPS: frozenset[Callable[..., Any]] = frozenset(
         _aten.pixel_unshuffle.default,
         _aten.upsample_nearest1d.vec,
         _aten.upsample_nearest2d.vec,
+        _aten.upsample_linear1d.vec,
+        _aten.upsample_bilinear2d.vec,
+        _aten.upsample_bicubic2d.vec,
         operator.getitem,
         # identities
         _aten.clone.default,
