@@ -274,7 +274,7 @@ def test_random_programs(
         request.getfixturevalue("amx_machine")
     p, choose = integer_program(seed), random.Random(seed)
     maps = [p.input(None, 12, 6, 5)]
-    for _ in range(14):
+    for _ in range(12):
         maps.append(_grow(p, choose, maps))
     outputs = [node for node in maps if not node.users or choose.random() < 0.1]
     program = p.finish(*dict.fromkeys(outputs))
