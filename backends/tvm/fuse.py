@@ -143,7 +143,8 @@ def _is_table_of(node: fx.Node, producer: fx.Node, shapes: Mapping[fx.Node, torc
     if not edit.is_call(node, qc.lookup.default) or edit.argument(node, "x") is not producer:
         return False
     table = shapes[edit.argument(node, "table")]
-    return table.shape == (_TABLE_ENTRIES,) and shapes[node].element_size() == 1 and shapes[producer].element_size() == 1
+    # The kernel has one type for indices and entries.
+    return table.shape == (_TABLE_ENTRIES,) and shapes[node].element_size() == 1 and shapes[producer].dtype == shapes[node].dtype
 
 
 def _is_per_channel_or_scalar(parameter: fx.Node, root: fx.Node, shapes: Mapping[fx.Node, torch.Tensor]) -> bool:

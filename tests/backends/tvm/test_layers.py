@@ -28,6 +28,17 @@ def _with_table(p: Any, x: fx.Node) -> fx.Node:
     return p.call("qc.lookup", x, p.integers("table", 0, 255, (256,), torch.uint8), 8, False)
 
 
+def _with_table_of_other_sign(p: Any, signed: bool) -> fx.Node:
+    """Indices from 13 to 200, or from -90 to 127, of a table whose entries have the other sign."""
+    accumulator, bound = p.convolution(p.images, 8)
+    limits = (-90, 127) if signed else (13, 200)
+    parameters = [p.constant("pre_shift", torch.tensor(30 - bound.bit_length(), dtype=torch.int32)), p.multiplier()]
+    parameters.append(p.constant("shift", torch.tensor(20, dtype=torch.int32)))
+    indices = p.call("qc.requantize", accumulator, *parameters, 0, 3, *limits, "high", 8, signed)
+    entries = p.integers("table", 0, 255, (256,), torch.uint8) if signed else p.integers("table", -128, 127, (256,), torch.int8)
+    return p.call("qc.lookup", indices, entries, 8, not signed)
+
+
 def _linear(p: Any, x: fx.Node, features: int) -> fx.Node:
     accumulator, bound = p.linear(x, features)
     return p.requantize(accumulator, bound, (features,))
@@ -83,6 +94,8 @@ CASES: dict[str, Callable[[Any], fx.Node]] = {
     "residual": lambda p: _residual(p, True),
     "residual_second": lambda p: _residual(p, False),
     "table": lambda p: _with_table(p, _requantized(p, p.images, 32, (3, 3), (1, 1), (1, 1, 1, 1))),
+    "table_to_signed": lambda p: _with_table_of_other_sign(p, False),
+    "table_to_unsigned": lambda p: _with_table_of_other_sign(p, True),
     "residual_table": lambda p: _with_table(p, _residual(p, True)),
     "two_readers": _two_readers,
     "of_concatenation": lambda p: _requantized(p, p.call("aten.cat", [p.images, p.images], 1), 8, (3, 3), (1, 1), (1, 1, 1, 1)),
