@@ -31,7 +31,7 @@ from qcompiler.backends.tvm.templates import exponential as x
 from qcompiler.backends.tvm.templates import vectors as v
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.product import Zeros
-from qcompiler.backends.tvm.templates.product_layout import STEP_ROWS, Scheme
+from qcompiler.backends.tvm.templates.product_layout import Scheme
 
 TAIL_KEYS = 16  # at most, of a row: 128 bits of scores
 _PROBABILITY_SHIFT = 23
@@ -66,7 +66,7 @@ class Rows(abc.ABC):
         self._count = _BYTE_LANES[how.lanes]
         self._group = how.lanes // _PART
         self._tail = tail_keys(kernel, how)
-        self.padded = padded = -(-block // STEP_ROWS) * STEP_ROWS
+        self.padded = padded = -(-block // how.step) * how.step
         """Rows for which there is memory."""
         self.scores = e.scratch(padded * pitch, "int8")
         self.probabilities = e.scratch(padded * pitch, how.element)
@@ -115,8 +115,9 @@ class Rows(abc.ABC):
 
         ``masks``: where that of a row begins, of any row of a group. ``terms``: where the rows' terms of the second product belong.
         """
-        steps = e.ceiling(rows, STEP_ROWS)
-        with T.serial(0, T.Bind(steps * STEP_ROWS)) as row:
+        size = self._how.step
+        steps = e.ceiling(rows, size)
+        with T.serial(0, T.Bind(steps * size)) as row:
             self._halve_scores(row, keys, masks(row))
 
         def exponentiate(row: Expr) -> None:
@@ -127,25 +128,25 @@ class Rows(abc.ABC):
                 self._each_group(step, lambda group: self._normalize_tail(group, keys, terms, zeros))
 
         self._each_group(T.int32(0), self._begin)
-        with T.serial(0, STEP_ROWS) as row:
+        with T.serial(0, size) as row:
             exponentiate(row)
-        self._each_group(T.int32(0), self._invert)
+        self._invert(T.int32(0))
         with T.serial(0, T.Bind(steps - 1)) as step:
             following = T.Bind(step + 1)
             self._each_group(following, self._begin)
-            with T.serial(0, STEP_ROWS) as row:
-                exponentiate(T.Bind(following * STEP_ROWS + row))
-                self._normalize(T.Bind(step * STEP_ROWS + row), keys, terms, zeros)
+            with T.serial(0, size) as row:
+                exponentiate(T.Bind(following * size + row))
+                self._normalize(T.Bind(step * size + row), keys, terms, zeros)
             end(step)
-            self._each_group(following, self._invert)
+            self._invert(following)
         last = T.Bind(steps - 1)
-        with T.serial(0, STEP_ROWS) as row:
-            self._normalize(T.Bind(last * STEP_ROWS + row), keys, terms, zeros)
+        with T.serial(0, size) as row:
+            self._normalize(T.Bind(last * size + row), keys, terms, zeros)
         end(last)
 
     def _each_group(self, step: Expr, emit_one: Callable[[Expr], None]) -> None:
         """Of a step."""
-        count = STEP_ROWS // self._group
+        count = self._how.step // self._group
         with T.serial(0, count) as number:
             emit_one(T.Bind(step * count + number))
 
@@ -181,19 +182,26 @@ class Rows(abc.ABC):
         choices = [e.constant(number, "int8", count) for number in (inside, outside)]
         return e.shuffle(choices, [0 if lane % TAIL_KEYS < self._tail else count for lane in range(count)])
 
-    def _invert(self, group: Expr) -> None:
+    def _invert(self, step: Expr) -> None:
         """``y`` and ``2^(23-s)`` of each row's sum, as two words each."""
-        lanes = self._how.lanes
-        doubled = _folded([e.load(self._totals, T.Bind((group * self._group + row) * lanes), lanes) for row in range(self._group)])
-        if self._tail:
-            doubled = e.add_modulo(doubled, e.load(self._tail_totals, T.Bind(group * lanes), lanes))
-        sums = e.pick(_across_parts(doubled, e.add_modulo), range(0, lanes, _PART))
+        size, lanes = self._how.step, self._how.lanes
+        first = T.Bind(step * size)
+        doubled = [self._doubled_sums(T.Bind(first + row)) for row in range(0, size, self._group)]
+        sums = e.shuffle(doubled, range(0, len(doubled) * lanes, _PART))
         total = v.maximum(T.Bind(T.shift_right(sums, v.like(sums, 1))), v.like(sums, _SMALLEST_TOTAL))
         zeros = v.leading_zeros(total)  # 32 - b
         y = x.newton_reciprocal(T.Bind(T.shift_right(T.shift_left(total, zeros - v.like(zeros, 1)), v.like(zeros, 16))))
         scale = T.Bind(T.shift_right(v.like(zeros, 1 << _PROBABILITY_SHIFT), v.like(zeros, 31) - zeros))
         for buffer, word in ((self._reciprocals, y), (self._scales, scale)):
-            e.store(buffer, T.Bind(group * self._group), T.Bind(T.bitwise_or(word, T.shift_left(word, v.like(word, 16)))))
+            e.store(buffer, first, T.Bind(T.bitwise_or(word, T.shift_left(word, v.like(word, 16)))))
+
+    def _doubled_sums(self, first: Expr) -> Expr:
+        """Twice the sums of a group's exponentials, each in all lanes of its row's part."""
+        lanes = self._how.lanes
+        doubled = _folded([e.load(self._totals, T.Bind((first + row) * lanes), lanes) for row in range(self._group)])
+        if self._tail:
+            doubled = e.add_modulo(doubled, e.load(self._tail_totals, T.Bind(first * _PART), lanes))
+        return _across_parts(doubled, e.add_modulo)
 
     def _scaled(self, doubled: Expr, reciprocal: Expr, scale: Expr) -> Expr:
         """Probabilities, as words, from twice the exponentials; the module's formula."""
