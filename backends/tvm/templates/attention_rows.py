@@ -31,7 +31,7 @@ from qcompiler.backends.tvm.templates import exponential as x
 from qcompiler.backends.tvm.templates import vectors as v
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
 from qcompiler.backends.tvm.templates.product import Zeros
-from qcompiler.backends.tvm.templates.product_layout import Scheme
+from qcompiler.backends.tvm.templates.product_layout import STEP_ROWS, Scheme
 
 TAIL_KEYS = 16  # at most, of a row: 128 bits of scores
 _PROBABILITY_SHIFT = 23
@@ -66,7 +66,7 @@ class Rows(abc.ABC):
         self._count = _BYTE_LANES[how.lanes]
         self._group = how.lanes // _PART
         self._tail = tail_keys(kernel, how)
-        self.padded = padded = -(-block // how.step) * how.step
+        self.padded = padded = -(-block // STEP_ROWS) * STEP_ROWS
         """Rows for which there is memory."""
         self.scores = e.scratch(padded * pitch, "int8")
         self.probabilities = e.scratch(padded * pitch, how.element)
@@ -115,9 +115,8 @@ class Rows(abc.ABC):
 
         ``masks``: where that of a row begins, of any row of a group. ``terms``: where the rows' terms of the second product belong.
         """
-        size = self._how.step
-        steps = e.ceiling(rows, size)
-        with T.serial(0, T.Bind(steps * size)) as row:
+        steps = e.ceiling(rows, STEP_ROWS)
+        with T.serial(0, T.Bind(steps * STEP_ROWS)) as row:
             self._halve_scores(row, keys, masks(row))
 
         def exponentiate(row: Expr) -> None:
@@ -128,25 +127,25 @@ class Rows(abc.ABC):
                 self._each_group(step, lambda group: self._normalize_tail(group, keys, terms, zeros))
 
         self._each_group(T.int32(0), self._begin)
-        with T.serial(0, size) as row:
+        with T.serial(0, STEP_ROWS) as row:
             exponentiate(row)
         self._invert(T.int32(0))
         with T.serial(0, T.Bind(steps - 1)) as step:
             following = T.Bind(step + 1)
             self._each_group(following, self._begin)
-            with T.serial(0, size) as row:
-                exponentiate(T.Bind(following * size + row))
-                self._normalize(T.Bind(step * size + row), keys, terms, zeros)
+            with T.serial(0, STEP_ROWS) as row:
+                exponentiate(T.Bind(following * STEP_ROWS + row))
+                self._normalize(T.Bind(step * STEP_ROWS + row), keys, terms, zeros)
             end(step)
             self._invert(following)
         last = T.Bind(steps - 1)
-        with T.serial(0, size) as row:
-            self._normalize(T.Bind(last * size + row), keys, terms, zeros)
+        with T.serial(0, STEP_ROWS) as row:
+            self._normalize(T.Bind(last * STEP_ROWS + row), keys, terms, zeros)
         end(last)
 
     def _each_group(self, step: Expr, emit_one: Callable[[Expr], None]) -> None:
         """Of a step."""
-        count = self._how.step // self._group
+        count = STEP_ROWS // self._group
         with T.serial(0, count) as number:
             emit_one(T.Bind(step * count + number))
 
@@ -184,9 +183,9 @@ class Rows(abc.ABC):
 
     def _invert(self, step: Expr) -> None:
         """``y`` and ``2^(23-s)`` of each row's sum, as two words each."""
-        size, lanes = self._how.step, self._how.lanes
-        first = T.Bind(step * size)
-        doubled = [self._doubled_sums(T.Bind(first + row)) for row in range(0, size, self._group)]
+        lanes = self._how.lanes
+        first = T.Bind(step * STEP_ROWS)
+        doubled = [self._doubled_sums(T.Bind(first + row)) for row in range(0, STEP_ROWS, self._group)]
         sums = e.shuffle(doubled, range(0, len(doubled) * lanes, _PART))
         total = v.maximum(T.Bind(T.shift_right(sums, v.like(sums, 1))), v.like(sums, _SMALLEST_TOTAL))
         zeros = v.leading_zeros(total)  # 32 - b

@@ -12,6 +12,7 @@ SCRATCH_BYTES = 1 << 19  # of stack that one kernel may use
 TILE_ROWS = 16
 BLOCK_ROWS = 64  # queries of a block of attention, at most ...
 BLOCK_BYTES = 64 << 10  # ... and their scores and exponentials: small beside the second-level cache
+STEP_ROWS = 8  # of softmax: several groups of rows, whose reductions do not wait for each other
 LONGEST_ROW = 1 << 14  # keys: twice their exponentials sum to less than 2^31
 
 
@@ -38,11 +39,6 @@ class Scheme:
     def group(self) -> int:
         """Elements of k that one lane takes at a time."""
         return 2 if self.kind == "words" else 4
-
-    @property
-    def step(self) -> int:
-        """Rows of a step of softmax: two groups, whose reductions do not wait for each other."""
-        return self.lanes // 2
 
     @property
     def cells(self) -> int:
@@ -86,7 +82,7 @@ def block_rows(how: Scheme, keys: Size, tile: int = 1) -> int:
     most = min(BLOCK_ROWS, BLOCK_BYTES // (2 * how.item_size * how.padded(keys)))
 
     def used(count: int) -> float:
-        return count * tile / (-(-count * tile // how.step) * how.step)
+        return count * tile / (-(-count * tile // STEP_ROWS) * STEP_ROWS)
 
     return tile * max(range(1, max(1, most // tile) + 1), key=lambda count: (used(count), count))
 
