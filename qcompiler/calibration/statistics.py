@@ -83,7 +83,8 @@ class StatisticRequest:
 class Observation:
     """The answer: ``low`` and ``high`` hold one number for the tensor (``axis`` None), or one for each index of ``axis``.
 
-    ``mean`` and ``deviation`` (standard, of the population) are empty unless the observer was ``moments``. ``groups`` holds the answer for
+    ``mean`` and ``deviation`` (standard, of the population) are empty unless the observer was ``moments``, which tells in ``count`` too how
+    many values there were of the tensor or of each channel; 0: not counted. ``groups`` holds the answer for
     each group of calibration items by its label, in the order of the labels, if the observer was asked ``per-group``.
     """
 
@@ -93,6 +94,7 @@ class Observation:
     mean: tuple[float, ...] = ()
     deviation: tuple[float, ...] = ()
     groups: tuple[tuple[str, Observation], ...] = ()
+    count: int = 0
 
     def __post_init__(self) -> None:
         if len(self.low) != len(self.high) or not self.low:

@@ -25,7 +25,7 @@ class MomentsObserver(MinMaxObserver):
     def result(self) -> Observation:
         mean, mean_square = self._moments()
         deviation = np.sqrt(np.maximum(mean_square - np.square(mean), 0.0))
-        return replace(super().result(), mean=tuple(mean.tolist()), deviation=tuple(deviation.tolist()))
+        return replace(super().result(), mean=tuple(mean.tolist()), deviation=tuple(deviation.tolist()), count=self._count)
 
     @classmethod
     def balanced(cls, members: Sequence[Observer]) -> Observation:
@@ -34,7 +34,8 @@ class MomentsObserver(MinMaxObserver):
         means, deviations = np.array([answer.mean for answer in answers]), np.array([answer.deviation for answer in answers])
         mean = means.mean(0)
         deviation = np.sqrt((np.square(deviations) + np.square(means - mean)).mean(0))
-        return replace(super().balanced(members), mean=tuple(mean.tolist()), deviation=tuple(deviation.tolist()))
+        count = sum(answer.count for answer in answers)
+        return replace(super().balanced(members), mean=tuple(mean.tolist()), deviation=tuple(deviation.tolist()), count=count)
 
     def _update(self, rows: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> None:
         super()._update(rows, low, high)

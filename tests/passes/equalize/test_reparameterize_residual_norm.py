@@ -36,7 +36,7 @@ def wide_spread(norm: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("norm", [nn.LayerNorm(16), nn.RMSNorm(16)])
 def test_the_function_stays_and_the_copy_is_even(norm: nn.Module, apply: Callable) -> None:
     torch.manual_seed(0)
-    done = apply(ReparameterizeResidualNorm(), PostNorm(wide_spread(norm)), torch.randn(64, 16))
+    done = apply(ReparameterizeResidualNorm(), PostNorm(wide_spread(norm)), torch.randn(4096, 16))
     assert done.result.modified and done.difference < 1e-5
     assert "the copy of" in done.notes and "for 'linear', 'linear_1': scales of channels were" in done.notes
     (copy,) = edit.calls(done.result.program.graph, torch.ops.aten.mul.Tensor)
