@@ -40,7 +40,7 @@ def collect(
         return {}
     observers = {counted: make_observer(counted.observer) for counted in dict.fromkeys(map(_counted, asked))}
     interpreter = _ObservingInterpreter(program, observers)
-    batches = (progress or SilentProgress()).track(data.labelled(), "calibrating", data.total)
+    batches = (progress or SilentProgress()).track(data.labelled(), "calibrating, batches", data.total)
     with torch.no_grad():
         for position, (group, batch) in enumerate(batches):
             interpreter.observe(position, group, batch)

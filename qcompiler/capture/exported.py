@@ -48,6 +48,10 @@ _HINTS: Mapping[str, str] = {
     "cond": "control flow on tensors is not compiled: use torch.where or clamp",
     "map_impl": "loops over tensors are not compiled: write them out",
     "wrap_with_set_grad_enabled": "export the module under torch.no_grad(), or capture the module itself",
+    **dict.fromkeys(
+        ("lstm", "gru", "rnn_tanh", "rnn_relu"),
+        "export the model to ONNX, whose recurrent ops of a known number of steps are written out, and capture that",
+    ),
     "item": "a number must not depend on the values of a tensor: keep it a tensor or make it an attribute",
 }
 _GENERAL_HINT = "write it with ops of docs/capture.md, or keep that part of the model outside"

@@ -218,7 +218,7 @@ def test_timing_and_progress(small_program: Program, data: list[torch.Tensor]) -
     manager = PassManager([Ask(), Scale()], instruments=[timing], progress=PlainProgress(log))
     manager.run(small_program, CalibrationData(data, small_program.inputs))
     assert [record.name for record in timing.records] == ["ask", "scale"]
-    assert [line.partition(":")[0] for line in log.getvalue().splitlines()] == ["calibrating", "ask", "scale"]
+    assert [line.partition(":")[0] for line in log.getvalue().splitlines()] == ["calibrating, batches", "ask", "scale"]
 
 
 @dataclass(frozen=True)
