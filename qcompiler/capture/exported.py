@@ -50,7 +50,7 @@ _HINTS: Mapping[str, str] = {
     "wrap_with_set_grad_enabled": "export the module under torch.no_grad(), or capture the module itself",
     **dict.fromkeys(
         ("lstm", "gru", "rnn_tanh", "rnn_relu"),
-        "export the model to ONNX, whose recurrent ops of a known number of steps are written out, and capture that",
+        "export the model to ONNX with a batch of 1: recurrent ops of a known number of steps are written out there",
     ),
     "item": "a number must not depend on the values of a tensor: keep it a tensor or make it an attribute",
 }

@@ -198,4 +198,4 @@ def test_infinities_of_a_mask_are_meant() -> None:
 
 def test_recurrent_layers_are_sent_to_onnx() -> None:
     text = message(nn.LSTM(4, 4, batch_first=True), UnsupportedOpError, torch.ones(2, 3, 4))
-    assert "aten.lstm.input" in text and "export the model to ONNX, whose recurrent ops of a known number of steps are written out" in text
+    assert "aten.lstm.input" in text and "export the model to ONNX with a batch of 1: recurrent ops of a known number of steps" in text
