@@ -319,7 +319,7 @@ Written by `PYTHONPATH=examples python benchmarks/results.py`; every row is an i
 Measured since normalization keeps every bit of a row (arithmetic, section 8): rows `int8` (ViT also with `shift`) and the recipes repq-vit
 of the W6A6 and W4A4 tables. The others were measured before, when it kept 11 bits of a deviation: the noise of their logits is the same
 to 0.1 dB, and single predictions differ. Row `int8` of the first
-table also since a norm of few rows has ranges by moments (equalization, section 2); the other 8-bit rows before: some 0.2 dB less.
+table also since a norm of few rows has ranges by moments (equalization, section 2); the other rows before.
 
 """
 
