@@ -89,7 +89,8 @@ def test_a_fixed_batch(cases: Any) -> None:
     result = PassManager(parse_pipeline("adaround{steps=20,learning_rate=0.05}"), verify=False).run(
         fixed[0], case.data(), reference=fixed[1]
     )
-    assert case.error(result) < case.error(case.qdq)
+    any_batch = result.replace(inputs=case.qdq.inputs)
+    assert case.error(any_batch) < case.error(case.qdq)
 
 
 def fixed_spec(program: Program) -> object:
