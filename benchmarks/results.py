@@ -316,10 +316,10 @@ INTRODUCTION = """# Results on trained transformers
 
 Written by `PYTHONPATH=examples python benchmarks/results.py`; every row is an integer-only program, compiled and run on the CPU.
 
-Measured since normalization keeps every bit of a row (arithmetic, section 8): rows `int8` (ViT also with `shift`) and the recipes repq-vit
-of the W6A6 and W4A4 tables. The others were measured before, when it kept 11 bits of a deviation: the noise of their logits is the same
-to 0.1 dB, and single predictions differ. Row `int8` of the first
-table also since a norm of few rows has ranges by moments (equalization, section 2); the other rows before.
+Measured since normalization keeps every bit of a row (arithmetic, section 8) and a norm of few rows has ranges by moments (equalization,
+section 2): rows `int8` and `smoothquant` of the W8A8 tables of ViT, and the W6A6 and W4A4 tables. Row `int8` of MiniLM was measured after
+the first of the two, all others before both, when 11 bits of a deviation were kept: the noise of their logits is the same to 0.1 dB, and
+single predictions differ.
 
 """
 
