@@ -103,9 +103,9 @@ def _output(views: Sequence[View], dim: int) -> View:
 def _cycles(planner: Planner, fusions: Sequence[Fusion]) -> float:
     """Predicted for one kernel for all of them, by the sizes of its values alone."""
     fusion, target = fusions[0], planner.target.name
-    channels = sum(int(planner.tensors[each.last].shape[1]) for each in fusions)
     if not is_call(fusion.root, _qc.convolution.default):
         return predicted_cycles(linear_kernel(planner, *fusions), target)
+    channels = sum(int(planner.tensors[each.last].shape[1]) for each in fusions)
     window, dtype = _window(planner, fusion), planner.rows_of(fusion.last).dtype
     (_, inputs, *sizes), extents = planner.tensors[window.x].shape, planner.tensors[fusion.last].shape[2:]
     x = Activation(sizes[0], sizes[1], inputs, planner.rows_of(window.x).dtype, window.halo)

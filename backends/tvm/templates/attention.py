@@ -88,7 +88,7 @@ class _Attention:
 
     def emit(self) -> None:
         """Each thread takes consecutive blocks of queries, and packs keys and values where a head begins."""
-        blocks = T.Bind((self._queries + (self._block - 1)) // self._block)
+        blocks = e.ceiling(self._queries, self._block)
         heads: Expr = T.int32(1)
         for count in self._batch:
             heads = T.Bind(heads * count)
@@ -150,7 +150,7 @@ class _Attention:
         """``emit_some(chunk, count)`` for those chunks of full width that have keys, then for each other one that has."""
         wide = self._key_chunks[0]
         full = sum(chunk.vectors == wide.vectors for chunk in self._key_chunks)
-        emit_some(wide, T.Bind(T.min((self._keys + (wide.channels - 1)) // wide.channels, T.int32(full))))
+        emit_some(wide, T.Bind(T.min(e.ceiling(self._keys, wide.channels), T.int32(full))))
         for chunk in self._key_chunks[full:]:
             if isinstance(self._keys, int):
                 emit_some(chunk, T.int32(1))
@@ -202,7 +202,7 @@ class _Attention:
 
         # In this order: inside of a loop over chunks, LLVM would spread and spill all of a tile's queries before it.
         blocks = Blocks(self._left.buffer, self._left.pitch, self._packed_keys, chunk, tile, operands, results)
-        self._score_multiplier.emit(blocks, [count, T.Bind((rows + (tile - 1)) // tile)])
+        self._score_multiplier.emit(blocks, [count, e.ceiling(rows, tile)])
 
     def _place(self, biases: Expr | None, query: Expr, key: Expr) -> Place:
         """Where the epilogue of the scores finds their biases; a tile's rows past the last query have that one's."""
@@ -230,4 +230,4 @@ class _Attention:
             return Start(None, self._value_terms, rounding, top), store
 
         blocks = Blocks(self._rows.probabilities, self._pitch, self._packed_values, chunk, tile, operands, results)
-        self._value_multiplier.emit(blocks, [T.Bind((rows + (tile - 1)) // tile)])
+        self._value_multiplier.emit(blocks, [e.ceiling(rows, tile)])

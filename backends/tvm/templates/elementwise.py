@@ -58,7 +58,7 @@ def emit(kernel: ElementwiseKernel, target: KernelTarget) -> tirx.PrimFunc:
         operation = e.resolved(kernel.operation, {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)})
         *outer, length = (sizes(size) for size in kernel.shape)
         inputs, output = buffers[: len(kernel.operands)], buffers[len(kernel.operands)]
-        blocks = 1 if outer else (length + _BLOCK - 1) // _BLOCK
+        blocks = 1 if outer else e.ceiling(length, _BLOCK)
         with v.over_shape(outer or [blocks]) as index:
             first: Expr = T.int32(0) if outer else T.Bind(index[0] * _BLOCK)
             count = length if outer or (isinstance(length, int) and length <= _BLOCK) else T.Bind(T.min(length - first, _BLOCK))

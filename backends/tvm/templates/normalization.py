@@ -69,7 +69,7 @@ class _Normalization:
         """A parallel loop over blocks of rows; dimensions before the rows are walked one by one."""
         *outer, rows = self._kernel.shape or (1,)
         count = self._sizes(rows)
-        blocks = (count + _BLOCK - 1) // _BLOCK
+        blocks = e.ceiling(count, _BLOCK)
         total = blocks
         for size in outer:
             total = total * self._sizes(size)

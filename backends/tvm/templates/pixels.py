@@ -13,11 +13,11 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from qcompiler.backends.tvm.float_border import quantized
-from qcompiler.backends.tvm.kernels import ITEM_SIZE, Copy, ElementwiseKernel, Operand, Quantize, is_dynamic, maxima
+from qcompiler.backends.tvm.kernels import ITEM_SIZE, Copy, ElementwiseKernel, Quantize, is_dynamic, maxima
 from qcompiler.backends.tvm.templates import emission as e
 from qcompiler.backends.tvm.templates import vectors as v
 from qcompiler.backends.tvm.templates.emission import Buffer, Expr
-from qcompiler.backends.tvm.templates.layout import PARALLEL_ELEMENTS, Parameter
+from qcompiler.backends.tvm.templates.layout import PARALLEL_ELEMENTS
 
 if TYPE_CHECKING:
     from qcompiler.backends.tvm.target import KernelTarget
@@ -43,20 +43,14 @@ def emit(kernel: ElementwiseKernel, target: KernelTarget) -> tirx.PrimFunc:
     """The kernel's function; see ``serves``."""
     sizes = v.Sizes(kernel)
     operands = {f"operand_{i}": operand for i, operand in enumerate(kernel.operands)} | {"output": kernel.output}
-    parameters = [*(_parameter(name, operand, kernel) for name, operand in operands.items()), *sizes.parameters]
+    # The caller's own memory is among the operands: nothing past it may be read.
+    parameters = [*(v.parameter(name, operand, kernel.shape, slack=0) for name, operand in operands.items()), *sizes.parameters]
 
     def body(buffers: list[Buffer]) -> None:
         named = {parameter.name: buffer for parameter, buffer in zip(parameters, buffers, strict=True)}
         _Pixels(e.resolved(kernel, named), target.vector_bytes // ITEM_SIZE["int32"], buffers).emit()
 
     return e.function(parameters, body)
-
-
-def _parameter(name: str, operand: Operand, kernel: ElementwiseKernel) -> Parameter:
-    """With no more memory than the operand has."""
-    steps = zip(maxima(kernel.shape), operand.strides, strict=True)
-    reach = operand.offset + sum((size - 1) * stride for size, stride in steps if stride > 0)
-    return Parameter(name, operand.dtype, reach + 1)
 
 
 class _Pixels:

@@ -165,7 +165,7 @@ def _panel(
         return Start(right.columns(zeros), left.row_terms(zeros), rounding, T.Bind(index[0] % slots * tile)), store
 
     blocks = Blocks(left.buffer, left.pitch, right, chunk, tile, operands, results)
-    multiplier.emit(blocks, [T.Bind((rows + (tile - 1)) // tile)])
+    multiplier.emit(blocks, [e.ceiling(rows, tile)])
     multiplier.release()
 
 
@@ -250,7 +250,7 @@ class Left:
         with T.serial(0, rows) as row:
             total = v.Register(e.constant(0, "int32", how.lanes))
             # The last vector ends in zeros. What lies behind it is of an earlier, longer row.
-            with T.serial(0, (length + (how.cells - 1)) // how.cells) as part:
+            with T.serial(0, e.ceiling(length, how.cells)) as part:
                 vector = e.load(self.buffer, (at + row) * self.pitch + part * how.cells, how.cells)
                 total.set(e.dot_bytes(total.value, vector, e.constant(1, "int8", how.cells)))
             T.buffer_store(self._terms, v.reduce("add", total.value) * e.number(-zeros.flipped_right, "int32"), [at + row])
@@ -324,7 +324,7 @@ class Right:
         how = self._how
         with T.serial(0, chunk.vectors) as index:
             total = v.Register(e.constant(0, "int32", how.lanes))
-            with T.serial(0, T.Bind((length + (how.group - 1)) // how.group)) as group:
+            with T.serial(0, e.ceiling(length, how.group)) as group:
                 cells = e.load(self.buffer, (vector + index) * self.pitch + group * how.cells, how.cells)
                 total.set(e.dot_bytes(total.value, e.constant(1, "int8", how.cells), cells))
             both = v.splat(T.Bind(e.number(zeros.flipped_left * zeros.flipped_right, "int32") * length), how.lanes)
@@ -467,7 +467,7 @@ class Multiplier:
         self._how = how
         self._has_tail = has_tail
         self._is_static = isinstance(length, int)
-        self._groups = T.Bind((count + (how.group - 1)) // how.group) if not self._is_static else -(-count // how.group)
+        self._groups = e.ceiling(count, how.group)
         self._sums = e.scratch(TILE_ROWS * how.widest * how.lanes, "int32") if how.kind == "tiles" else None
 
     @property
@@ -553,7 +553,7 @@ class Multiplier:
                 e.tile("tdpbusd", T.uint8(i), T.uint8(left_tile), T.uint8(right_tile))
 
         tail = self._tail_groups
-        full = self._groups // TILE_ROWS if tail else T.Bind((self._groups + (TILE_ROWS - 1)) // TILE_ROWS)
+        full = self._groups // TILE_ROWS if tail else e.ceiling(self._groups, TILE_ROWS)
         with T.serial(0, full) as part:
             step(T.Bind(part * TILE_ROWS), _LEFT_TILE, _RIGHT_TILE)
         if tail:

@@ -54,13 +54,13 @@ class Sizes:
         return size if isinstance(size, int) else T.Bind(self._symbol + size.offset)
 
 
-def parameter(name: str, operand: Operand, shape: Sequence[Size]) -> Parameter:
-    """The argument behind which an operand lies, with what may be read past its end."""
+def parameter(name: str, operand: Operand, shape: Sequence[Size], slack: int = _SLACK) -> Parameter:
+    """The argument behind which an operand lies, with the bytes that may be read past its end."""
     steps = zip(maxima(shape), operand.strides, strict=True)
     reach = operand.offset + sum((extent - 1) * stride for extent, stride in steps if stride > 0)
     # Booleans are bytes of 0 and 1; TVM's own are bits.
     dtype = "uint8" if operand.dtype == "bool" else operand.dtype
-    return Parameter(name, dtype, reach + 1 + _SLACK // np.dtype(dtype).itemsize)
+    return Parameter(name, dtype, reach + 1 + slack // np.dtype(dtype).itemsize)
 
 
 def position(operand: Operand, index: Sequence[Expr]) -> Expr:
